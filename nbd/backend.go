@@ -1,0 +1,115 @@
+package nbd
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/pojntfx/go-nbd/pkg/backend"
+)
+
+// Backend is one open export: bytes to read at an offset and to write at one.
+// It is go-nbd's interface, so every go-nbd backend can be exported as it is.
+//
+// The server calls ReadAt and WriteAt from many goroutines at once, always
+// within the size that [Abilities] had at open. A backend that can do more than
+// these four methods is also a [Resolver].
+type Backend interface {
+	backend.Backend // ReadAt, WriteAt, Size, Sync
+}
+
+// Abilities are what an open export can do: resolved once, when it is opened,
+// and never asked for again. A nil func is an ability the export has not; the
+// transmission flags are computed from these fields and from nothing else.
+//
+// Offsets and lengths are in bytes. An error becomes the NBD error nearest to
+// the errno it wraps, EIO where it wraps none.
+type Abilities struct {
+	// Size of the export.
+	Size int64
+
+	// ReadAt fills p from off: fewer bytes are an error.
+	ReadAt func(p []byte, off int64) (int, error)
+	// WriteAt writes p at off. Without it the export is read-only.
+	WriteAt func(p []byte, off int64) (int, error)
+	// WriteFUA is WriteAt that returns once p is on stable storage. Without it
+	// the server calls WriteAt, then Sync.
+	WriteFUA func(p []byte, off int64) (int, error)
+	// Sync returns once every write that returned before it is on stable
+	// storage. Without it the export has no FLUSH and no FUA.
+	Sync func() error
+	// Trim says that n bytes at off are not needed any more. It may do nothing.
+	Trim func(off, n int64) error
+	// Zero makes n bytes at off read as zeroes. Without it the server writes
+	// zeroes.
+	Zero func(off, n int64, flags ZeroFlags) error
+	// Close is called once, when nothing else is going on any more.
+	Close func() error
+
+	// MultiConn says that Sync on one connection covers the writes answered on
+	// all others (proto.md, NBD_FLAG_CAN_MULTI_CONN).
+	MultiConn bool
+	// Rotational says that nearby offsets are faster to reach than far ones.
+	Rotational bool
+	// BlockSize holds the constraints; its zero value has none.
+	BlockSize BlockSize
+}
+
+// ReadOnly takes away everything that changes the export.
+func (a *Abilities) ReadOnly() {
+	a.WriteAt, a.WriteFUA, a.Trim, a.Zero = nil, nil, nil, nil
+}
+
+// ZeroFlags say how to zero.
+type ZeroFlags uint8
+
+const (
+	// ZeroMayTrim allows a hole; otherwise the range must stay allocated.
+	ZeroMayTrim ZeroFlags = 1 << iota
+	// ZeroFast asks to fail at once, with ENOTSUP and the data untouched, if
+	// zeroing is no faster than writing.
+	ZeroFast
+)
+
+// BlockSize holds the block size constraints of an export, in bytes
+// (proto.md, "Block size constraints"). Zero fields have the defaults 1, 4096
+// and 32 MiB.
+type BlockSize struct{ Minimum, Preferred, Maximum uint32 }
+
+// A Resolver is a Backend that can do more, or less, than read, write and sync.
+type Resolver interface {
+	Backend
+	// Resolve edits a, which holds the four methods of [Backend].
+	Resolve(a *Abilities) error
+}
+
+// Resolve finds out what b can do. If it fails, b is closed.
+func Resolve(b Backend) (_ *Abilities, err error) {
+	a := &Abilities{ReadAt: b.ReadAt, WriteAt: b.WriteAt, Sync: b.Sync}
+	if c, ok := b.(io.Closer); ok {
+		a.Close = c.Close
+	}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	if a.Size, err = b.Size(); err != nil {
+		return nil, fmt.Errorf("size: %w", err)
+	}
+	if r, ok := b.(Resolver); ok {
+		if err := r.Resolve(a); err != nil {
+			return nil, err
+		}
+	}
+	if a.Size < 0 {
+		return nil, fmt.Errorf("size: %d is negative", a.Size)
+	}
+	return a, a.BlockSize.fill(a.Size)
+}
+
+func (a *Abilities) close() error {
+	if a.Close == nil {
+		return nil
+	}
+	return a.Close()
+}

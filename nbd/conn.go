@@ -1,0 +1,212 @@
+package nbd
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"nbd-ktls-server/nbd/wire"
+)
+
+// The ways in which a connection ends in good order.
+var (
+	errDisc    = errors.New("the client disconnected")
+	errAbort   = errors.New("the client aborted the negotiation")
+	errHangup  = errors.New("the client closed the connection")
+	errProbing = errors.New("the client closed the connection without a word")
+)
+
+// The ways in which the server ends one.
+var (
+	errShutdown = errors.New("the server is shutting down")
+	errEvicted  = errors.New("too many unfinished handshakes, and this was the oldest")
+	errTimeout  = errors.New("no export was chosen in time")
+)
+
+// conn is one client's connection, from accept to close.
+type conn struct {
+	srv    *Server
+	raw    net.Conn // as accepted
+	top    net.Conn // raw, or the encrypted connection on it
+	client Client
+	log    *slog.Logger
+
+	// ctx is what exports see: it ends with the connection, not with the
+	// server, so that requests can finish while the server shuts down.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu       sync.Mutex
+	stopping bool // guarded by mu: no more is to be read from the client
+}
+
+func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
+	c := &conn{srv: s, raw: nc, top: nc, client: Client{Addr: nc.RemoteAddr()}}
+	c.log = s.log.With("client", addr(nc))
+	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	return c
+}
+
+// abort ends the connection from outside.
+func (c *conn) abort(why error) {
+	c.cancel(why)
+	c.raw.Close()
+}
+
+// serve runs the connection through its phases (proto.md, "Protocol phases").
+func (c *conn) serve(ctx context.Context, h *handshake) error {
+	defer h.leave()
+	defer context.AfterFunc(ctx, c.stop)()
+	begun := time.Now()
+
+	sess, err := c.negotiate()
+	if err == nil {
+		h.leave()
+		c.begin(sess)
+		err = sess.transmit()
+	}
+	err = c.close(err)
+	c.report(err, sess, begun)
+	return err
+}
+
+// begin logs that a client has got what it came for.
+func (c *conn) begin(s *session) {
+	c.log.Info("export opened", "export", s.export.Name, "size", s.able.Size,
+		"readonly", s.able.WriteAt == nil, "tls", describe(c.top), "identity", identity(c.client))
+}
+
+// report logs how the connection ended.
+func (c *conn) report(err error, s *session, begun time.Time) {
+	attrs := []any{"reason", err, "duration", time.Since(begun).Round(time.Millisecond)}
+	if s != nil {
+		attrs = append(attrs, "export", s.export.Name)
+		attrs = append(attrs, s.stats.attrs()...)
+	}
+	switch {
+	case errors.Is(err, errProbing):
+		c.log.Debug("connection closed", attrs...)
+	case orderly(err) || errors.Is(err, errShutdown):
+		c.log.Info("connection closed", attrs...)
+	case s == nil:
+		c.log.Warn("negotiation failed", attrs...)
+	default:
+		c.log.Warn("connection broken", attrs...)
+	}
+}
+
+func orderly(err error) bool {
+	return errors.Is(err, errDisc) || errors.Is(err, errAbort) || errors.Is(err, errHangup) || errors.Is(err, errProbing)
+}
+
+// stop makes the reader stop at its next read, and bounds how long what is in
+// flight may take. It is called when the server shuts down.
+func (c *conn) stop() {
+	c.mu.Lock()
+	c.stopping = true
+	c.top.SetReadDeadline(time.Unix(1, 0))
+	c.mu.Unlock()
+
+	t := time.AfterFunc(c.srv.limits.DrainTimeout, func() { c.abort(errShutdown) })
+	context.AfterFunc(c.ctx, func() { t.Stop() })
+}
+
+// setReadDeadline sets the deadline for reading, unless the reader is to stop.
+func (c *conn) setReadDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stopping {
+		c.top.SetReadDeadline(t)
+	}
+}
+
+// startTLS replaces c.top by an encrypted connection.
+func (c *conn) startTLS() error {
+	tc, err := c.srv.StartTLS(c.ctx, c.raw)
+	if err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	c.mu.Lock()
+	c.top = tc
+	c.mu.Unlock()
+	c.client.TLS = true
+	if p, ok := tc.(interface{ PeerCertificates() []*x509.Certificate }); ok {
+		c.client.Certificates = p.PeerCertificates()
+	}
+	return nil
+}
+
+// close ends the connection, which err has brought to its end, and returns the
+// reason to report: the one of whoever aborted it, if anybody did.
+func (c *conn) close(err error) error {
+	aborted := context.Cause(c.ctx)
+	c.cancel(err)
+	if aborted != nil {
+		c.raw.Close()
+		return aborted
+	}
+	c.mu.Lock()
+	if c.stopping && isTimeout(err) {
+		err = errShutdown
+	}
+	c.mu.Unlock()
+
+	// close_notify, FIN, then read until the client has closed too.
+	c.raw.SetDeadline(time.Now().Add(lingerTimeout))
+	closeWrite(c.top)
+	if c.top != c.raw {
+		closeWrite(c.raw)
+	}
+	io.Copy(io.Discard, c.raw)
+	c.raw.Close()
+	return err
+}
+
+func closeWrite(nc net.Conn) {
+	if w, ok := nc.(interface{ CloseWrite() error }); ok {
+		w.CloseWrite()
+	}
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// describe says how nc is encrypted, for the log.
+func describe(nc net.Conn) string {
+	if s, ok := nc.(fmt.Stringer); ok {
+		return s.String()
+	}
+	return "none"
+}
+
+func identity(c Client) string {
+	if len(c.Certificates) == 0 {
+		return "none"
+	}
+	return c.Certificates[0].Subject.String()
+}
+
+// greet sends the greeting and reads the client's flags (proto.md, "Fixed
+// newstyle negotiation").
+func (c *conn) greet() (wire.ClientFlags, error) {
+	b := wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)
+	if _, err := c.raw.Write(b); err != nil {
+		return 0, fmt.Errorf("sending the greeting: %w", err)
+	}
+	var p [wire.ClientFlagsSize]byte
+	if n, err := io.ReadFull(c.raw, p[:]); err != nil {
+		if n == 0 && errors.Is(err, io.EOF) {
+			return 0, errProbing
+		}
+		return 0, fmt.Errorf("reading the client flags: %w", err)
+	}
+	return checkClientFlags(p)
+}

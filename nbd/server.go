@@ -1,0 +1,167 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// Server serves exports to NBD clients. Its zero value, with Exports set, is
+// ready to use: plain text, default limits, logging to slog.Default. Fields
+// must not change once it serves.
+type Server struct {
+	// Exports are what is offered.
+	Exports Exports
+
+	// StartTLS turns conn, on which the client has just been told to begin a
+	// TLS handshake, into an encrypted connection. It leaves closing conn to
+	// the server. The result may tell who the client is, by a method
+	//
+	//	PeerCertificates() []*x509.Certificate
+	//
+	// nil means NOTLS: STARTTLS is refused.
+	StartTLS func(ctx context.Context, conn net.Conn) (net.Conn, error)
+
+	// ForceTLS serves nothing before STARTTLS (proto.md, "FORCEDTLS mode").
+	// Without it, and with StartTLS set, the mode is SELECTIVETLS: exports say
+	// themselves whether they are TLSOnly.
+	ForceTLS bool
+
+	// Limits bound what clients can make the server spend.
+	Limits Limits
+
+	// Log receives a line for every connection that begins or ends and for
+	// every refusal, with its reason.
+	Log *slog.Logger
+
+	once       sync.Once
+	limits     Limits
+	log        *slog.Logger
+	handshakes handshakes
+	requests   *semaphore.Weighted
+	bytes      *semaphore.Weighted
+
+	mu    sync.Mutex
+	conns int
+}
+
+// ErrForceTLS is returned by Serve if ForceTLS is set without StartTLS.
+var ErrForceTLS = errors.New("nbd: TLS is to be forced, but there is no StartTLS")
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.limits = s.Limits.filled()
+		s.log = s.Log
+		if s.log == nil {
+			s.log = slog.Default()
+		}
+		s.handshakes.max = s.limits.Handshakes
+		s.handshakes.freed = make(chan struct{}, 1)
+		s.requests = semaphore.NewWeighted(int64(s.limits.RequestsTotal))
+		s.bytes = semaphore.NewWeighted(s.limits.BytesTotal)
+	})
+}
+
+// Serve accepts connections on l, and serves each on its own goroutine, until
+// ctx ends; then it closes l, lets requests that were received finish, and
+// returns nil when the last connection has ended. It may run on several
+// listeners at once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if s.ForceTLS && s.StartTLS == nil {
+		return ErrForceTLS
+	}
+	s.init()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		nc, err := s.accept(ctx, l)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if !s.addConn() {
+			s.log.Warn("connection refused", "client", addr(nc), "reason", "too many connections", "limit", s.limits.Connections)
+			nc.Close()
+			continue
+		}
+		c := s.newConn(ctx, nc)
+		h := s.handshakes.enter(ctx, func() { c.abort(errEvicted) })
+		if h == nil {
+			c.abort(errShutdown)
+			s.removeConn()
+			return nil
+		}
+		wg.Go(func() {
+			defer s.removeConn()
+			c.serve(ctx, h)
+		})
+	}
+}
+
+// ServeConn serves one connection, and returns when it has ended: nil if the
+// client ended it in good order.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	if s.ForceTLS && s.StartTLS == nil {
+		return ErrForceTLS
+	}
+	s.init()
+	c := s.newConn(ctx, nc)
+	h := s.handshakes.enter(ctx, func() { c.abort(errEvicted) })
+	if h == nil {
+		c.abort(errShutdown)
+		return ctx.Err()
+	}
+	return c.serve(ctx, h)
+}
+
+// accept accepts one connection. Lack of file descriptors or memory passes:
+// it waits and tries again, so that connected clients keep their disks.
+func (s *Server) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	const firstPause, longestPause = 5 * time.Millisecond, time.Second
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		nc, err := l.Accept()
+		if err == nil || ctx.Err() != nil || errors.Is(err, net.ErrClosed) || !isTransient(err) {
+			return nc, err
+		}
+		s.log.Error("cannot accept a connection", "reason", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *Server) addConn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limits.Connections > 0 && s.conns >= s.limits.Connections {
+		return false
+	}
+	s.conns++
+	return true
+}
+
+func (s *Server) removeConn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conns--
+}
+
+func addr(nc net.Conn) string {
+	a := nc.RemoteAddr()
+	if a == nil || a.String() == "" || a.String() == "@" {
+		return "local"
+	}
+	return a.String()
+}

@@ -1,0 +1,82 @@
+package nbd
+
+import (
+	"bufio"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+
+	"nbd-ktls-server/nbd/wire"
+)
+
+// session is the transmission phase of a connection: one export, chosen.
+type session struct {
+	conn   *conn
+	export *Export
+	able   *Abilities
+	flags  wire.TransmissionFlags
+	log    *slog.Logger
+
+	r       *bufio.Reader
+	replies replies
+	slots   *semaphore.Weighted // requests of this connection being worked on
+	bytes   *semaphore.Weighted // their payloads
+	working sync.WaitGroup
+	stats   stats
+}
+
+func newSession(n *negotiation, e *Export, a *Abilities) *session {
+	limits := &n.srv.limits
+	return &session{
+		conn:    n.conn,
+		export:  e,
+		able:    a,
+		flags:   a.flags(),
+		log:     n.log.With("export", e.Name),
+		r:       n.r,
+		replies: replies{conn: n.conn},
+		slots:   semaphore.NewWeighted(int64(limits.Requests)),
+		bytes:   semaphore.NewWeighted(limits.Bytes),
+	}
+}
+
+// flags computes the transmission flags (proto.md, "Transmission flags").
+func (a *Abilities) flags() wire.TransmissionFlags {
+	f := wire.FlagHasFlags
+	set := func(flag wire.TransmissionFlags, on bool) {
+		if on {
+			f |= flag
+		}
+	}
+	writable := a.WriteAt != nil
+	set(wire.FlagReadOnly, !writable)
+	set(wire.FlagSendFlush, a.Sync != nil)
+	set(wire.FlagSendFUA, a.Sync != nil)
+	set(wire.FlagRotational, a.Rotational)
+	set(wire.FlagSendTrim, writable && a.Trim != nil)
+	set(wire.FlagSendWriteZeroes, writable)
+	set(wire.FlagCanMultiConn, a.MultiConn || !writable)
+	return f
+}
+
+// close closes the export.
+func (s *session) close() {
+	if err := s.able.close(); err != nil {
+		s.log.Warn("closing the export failed", "reason", err)
+	}
+}
+
+// stats counts what a session did, for the log.
+type stats struct {
+	requests, errors        atomic.Int64
+	bytesRead, bytesWritten atomic.Int64
+}
+
+func (st *stats) attrs() []any {
+	return []any{
+		"requests", st.requests.Load(), "errors", st.errors.Load(),
+		"read", st.bytesRead.Load(), "written", st.bytesWritten.Load(),
+	}
+}

@@ -1,0 +1,153 @@
+package nbd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"nbd-ktls-server/nbd/wire"
+)
+
+// request is one request and what it holds until it has been answered.
+type request struct {
+	wire.Request
+	payload *buffer // of a WRITE
+}
+
+// transmit is the transmission phase: requests are read one after the other,
+// worked on at the same time, and answered as they are done (proto.md,
+// "Transmission"). It returns when the last one has been answered.
+func (s *session) transmit() error {
+	defer s.close()
+	defer s.working.Wait()
+	for {
+		req, err := s.readRequest()
+		if err != nil {
+			return err
+		}
+		if req.Command == wire.CmdDisc {
+			return errDisc
+		}
+		s.stats.requests.Add(1)
+		if err := s.accept(req); err != nil {
+			return err
+		}
+	}
+}
+
+// readRequest reads a request without its payload.
+func (s *session) readRequest() (*request, error) {
+	var h [wire.RequestSize]byte
+	if n, err := io.ReadFull(s.r, h[:]); err != nil {
+		if n == 0 && errors.Is(err, io.EOF) {
+			return nil, errHangup
+		}
+		return nil, fmt.Errorf("reading a request: %w", err)
+	}
+	req, err := wire.ParseRequest(h[:])
+	return &request{Request: req}, err
+}
+
+// accept starts work on a request, or refuses it. What it may cost is reserved
+// before its payload is read: while the limits are reached nothing is read, and
+// the socket is the queue. It returns an error if the connection cannot go on.
+func (s *session) accept(req *request) error {
+	if err := s.validate(&req.Request); err != nil {
+		if err := s.discardPayload(req); err != nil {
+			return err
+		}
+		return s.fail(req, err)
+	}
+	if err := s.reserve(req); err != nil {
+		return err
+	}
+	if err := s.readPayload(req); err != nil {
+		s.release(req)
+		return err
+	}
+	s.working.Go(func() {
+		defer s.release(req)
+		s.handle(req)
+	})
+	return nil
+}
+
+// hold is a share of a limit.
+type hold struct {
+	limit *semaphore.Weighted
+	n     int64
+}
+
+// holds are the shares that req needs, always taken in this order.
+func (s *session) holds(req *request) [4]hold {
+	var n int64
+	if req.Command == wire.CmdRead || req.Command == wire.CmdWrite {
+		n = int64(req.Length)
+	}
+	srv := s.conn.srv
+	return [...]hold{{s.slots, 1}, {s.bytes, n}, {srv.requests, 1}, {srv.bytes, n}}
+}
+
+// reserve waits until the limits allow for req.
+func (s *session) reserve(req *request) error {
+	holds := s.holds(req)
+	for i, h := range holds {
+		if err := h.limit.Acquire(s.conn.ctx, h.n); err != nil {
+			giveBack(holds[:i])
+			return err
+		}
+	}
+	return nil
+}
+
+// release gives back what req holds.
+func (s *session) release(req *request) {
+	if req.payload != nil {
+		req.payload.free()
+	}
+	holds := s.holds(req)
+	giveBack(holds[:])
+}
+
+func giveBack(holds []hold) {
+	for _, h := range holds {
+		h.limit.Release(h.n)
+	}
+}
+
+// readPayload reads the payload of a WRITE. A client that has begun one has to
+// go on with it: others may be waiting for the memory it holds.
+func (s *session) readPayload(req *request) error {
+	if req.Command != wire.CmdWrite {
+		return nil
+	}
+	req.payload = newBuffer(int(req.Length))
+	if s.r.Buffered() < int(req.Length) {
+		s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.Length)))
+		defer s.conn.setReadDeadline(time.Time{})
+	}
+	if _, err := io.ReadFull(s.r, req.payload.data()); err != nil {
+		return fmt.Errorf("reading the %d bytes of a WRITE: %w", req.Length, err)
+	}
+	return nil
+}
+
+// discardPayload reads past the payload of a refused WRITE, so that the next
+// request is found.
+func (s *session) discardPayload(req *request) error {
+	if req.Command != wire.CmdWrite {
+		return nil // no other command has one (proto.md, "Request types")
+	}
+	if req.Length > discardLimit {
+		return fmt.Errorf("a WRITE of %d bytes: the largest is %d", req.Length, wire.MaxPayload)
+	}
+	s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.Length)))
+	defer s.conn.setReadDeadline(time.Time{})
+	if _, err := io.CopyN(io.Discard, s.r, int64(req.Length)); err != nil {
+		return fmt.Errorf("reading past the %d bytes of a WRITE: %w", req.Length, err)
+	}
+	return nil
+}
