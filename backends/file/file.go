@@ -1,0 +1,206 @@
+// Package file exports regular files and block devices: pread(2), pwrite(2),
+// fdatasync(2), fallocate(2).
+package file
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync/atomic"
+
+	"nbd-ktls-server/nbd"
+)
+
+// Options say how a file is opened and used.
+type Options struct {
+	ReadOnly bool
+	// NoLocking leaves out QEMU's image locks.
+	NoLocking bool
+	// Advice is passed to posix_fadvise(2).
+	Advice Advice
+}
+
+// Advice is how the file will be read.
+type Advice int
+
+const (
+	Normal Advice = iota
+	Random
+	Sequential
+)
+
+// File is an open regular file or block device.
+type File struct {
+	f      *os.File
+	size   int64
+	device bool
+
+	// syncErr is the first failure of fdatasync. The kernel reports it once,
+	// and may have thrown the data away: to call a later fdatasync a success
+	// would be a lie about writes that went before.
+	syncErr atomic.Pointer[error]
+
+	// What the file system has turned out not to know.
+	noPunch, noZeroRange, noDsync atomic.Bool
+}
+
+// Open opens the file or block device at path.
+func Open(path string, o Options) (*File, error) {
+	return open(func(flag int) (*os.File, error) { return os.OpenFile(path, flag, 0) }, o)
+}
+
+// open opens what openFile opens. O_NONBLOCK, without effect on files and
+// disks, keeps it from waiting for the other end of a FIFO.
+func open(openFile func(flag int) (*os.File, error), o Options) (_ *File, err error) {
+	flag := os.O_RDWR
+	if o.ReadOnly {
+		flag = os.O_RDONLY
+	}
+	f, err := openFile(flag | nonblock)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !exportable(fi.Mode()) {
+		return nil, fmt.Errorf("%s is neither a regular file nor a block device", f.Name())
+	}
+	if !o.NoLocking {
+		if err := lock(f, o.ReadOnly); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+	}
+	advise(f, o.Advice)
+	size, err := f.Seek(0, io.SeekEnd) // stat(2) knows no size of a device
+	if err != nil {
+		return nil, err
+	}
+	return &File{f: f, size: size, device: !fi.Mode().IsRegular()}, nil
+}
+
+func exportable(m fs.FileMode) bool {
+	return m.IsRegular() || m&fs.ModeDevice != 0 && m&fs.ModeCharDevice == 0
+}
+
+// ReadAt is pread(2).
+func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
+
+// WriteAt is pwrite(2).
+func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
+
+// Size is the size in bytes when the file was opened.
+func (f *File) Size() (int64, error) { return f.size, nil }
+
+// Close closes the file.
+func (f *File) Close() error { return f.f.Close() }
+
+// Sync is fdatasync(2). Once it has failed it fails always.
+func (f *File) Sync() error {
+	if err := f.failedSync(); err != nil {
+		return err
+	}
+	return f.rememberSync(datasync(f.f))
+}
+
+// WriteFUA writes p at off, to stable storage.
+func (f *File) WriteFUA(p []byte, off int64) (int, error) {
+	if err := f.failedSync(); err != nil {
+		return 0, err
+	}
+	if !f.noDsync.Load() {
+		n, err := writeDsync(f.f, p, off)
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return n, f.rememberSync(err)
+		}
+		f.noDsync.Store(true)
+	}
+	n, err := f.WriteAt(p, off)
+	if err != nil {
+		return n, err
+	}
+	return n, f.Sync()
+}
+
+func (f *File) failedSync() error {
+	if e := f.syncErr.Load(); e != nil {
+		return fmt.Errorf("an earlier sync failed, writes before it may be lost: %w", *e)
+	}
+	return nil
+}
+
+func (f *File) rememberSync(err error) error {
+	if err != nil {
+		f.syncErr.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+// Trim gives back the storage of n bytes at off, if the file system can.
+func (f *File) Trim(off, n int64) error {
+	if f.device {
+		return ignoreUnsupported(discard(f.f, off, n))
+	}
+	return ignoreUnsupported(f.try(&f.noPunch, punchHole, off, n))
+}
+
+// Zero makes n bytes at off zero without writing them, or fails with
+// errors.ErrUnsupported.
+func (f *File) Zero(off, n int64, flags nbd.ZeroFlags) error {
+	if flags&nbd.ZeroMayTrim != 0 {
+		if err := f.try(&f.noPunch, punchHole, off, n); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	err := f.try(&f.noZeroRange, zeroRange, off, n)
+	if !errors.Is(err, errors.ErrUnsupported) || f.device {
+		return err
+	}
+	// tmpfs, for one, can punch and allocate, but not zero.
+	if err := f.try(&f.noPunch, punchHole, off, n); err != nil {
+		return err
+	}
+	return allocate(f.f, off, n)
+}
+
+// try calls op unless the file system is known not to support it. A device
+// refuses ranges that are not aligned to its blocks with EINVAL: that range is
+// unsupported, the operation is not.
+func (f *File) try(unsupported *atomic.Bool, op func(*os.File, int64, int64) error, off, n int64) error {
+	if unsupported.Load() {
+		return errors.ErrUnsupported
+	}
+	err := op(f.f, off, n)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		unsupported.Store(true)
+	case f.device && isInvalid(err):
+		return errors.ErrUnsupported
+	}
+	return err
+}
+
+func ignoreUnsupported(err error) error {
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+// Resolve implements [nbd.Resolver].
+func (f *File) Resolve(a *nbd.Abilities) error {
+	a.WriteFUA = f.WriteFUA
+	a.Trim = f.Trim
+	a.Zero = f.Zero
+	a.MultiConn = true // one page cache, one fdatasync
+	a.Rotational = f.device && rotational(f.f)
+	return nil
+}

@@ -1,0 +1,120 @@
+package file
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const nonblock = unix.O_NONBLOCK
+
+// control calls f with the descriptor of file, which stays open meanwhile, and
+// again as long as a signal interrupts it.
+func control(file *os.File, f func(fd int) error) error {
+	rc, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var opErr error
+	err = rc.Control(func(fd uintptr) {
+		for {
+			if opErr = f(int(fd)); opErr != unix.EINTR {
+				return
+			}
+		}
+	})
+	return errors.Join(err, opErr)
+}
+
+// Variables, so that tests can make them fail.
+var (
+	fdatasync = unix.Fdatasync
+	pwritev2  = unix.Pwritev2
+)
+
+func datasync(f *os.File) error {
+	return os.NewSyscallError("fdatasync", control(f, func(fd int) error { return fdatasync(fd) }))
+}
+
+// writeDsync is pwritev2(2) with RWF_DSYNC: the write alone reaches stable
+// storage, not everything else that is dirty.
+func writeDsync(f *os.File, p []byte, off int64) (done int, err error) {
+	for done < len(p) && err == nil {
+		err = control(f, func(fd int) error {
+			n, err := pwritev2(fd, [][]byte{p[done:]}, off+int64(done), unix.RWF_DSYNC)
+			done += max(n, 0)
+			if err == nil && n == 0 {
+				return unix.EIO
+			}
+			return err
+		})
+	}
+	return done, os.NewSyscallError("pwritev2", err)
+}
+
+func fallocate(f *os.File, mode uint32, off, n int64) error {
+	if n == 0 {
+		return nil // fallocate(2) would call it EINVAL
+	}
+	return os.NewSyscallError("fallocate", control(f, func(fd int) error { return unix.Fallocate(fd, mode, off, n) }))
+}
+
+func punchHole(f *os.File, off, n int64) error {
+	return fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func zeroRange(f *os.File, off, n int64) error {
+	return fallocate(f, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func allocate(f *os.File, off, n int64) error {
+	return fallocate(f, unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+// discard is BLKDISCARD on the whole blocks within the range. Punching a hole
+// would also promise zeroes, which not every device that can discard does.
+func discard(f *os.File, off, n int64) error {
+	const unit = 4096 // a multiple of every logical block size that disks have
+	end := (off + n) / unit * unit
+	off = (off + unit - 1) / unit * unit
+	if end <= off {
+		return nil
+	}
+	r := [2]uint64{uint64(off), uint64(end - off)}
+	return os.NewSyscallError("ioctl BLKDISCARD", control(f, func(fd int) error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKDISCARD, uintptr(unsafe.Pointer(&r)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	}))
+}
+
+func isInvalid(err error) bool { return errors.Is(err, unix.EINVAL) }
+
+func advise(f *os.File, a Advice) {
+	advice := map[Advice]int{Random: unix.FADV_RANDOM, Sequential: unix.FADV_SEQUENTIAL}[a]
+	if advice != 0 {
+		control(f, func(fd int) error { return unix.Fadvise(fd, 0, 0, advice) })
+	}
+}
+
+// rotational reads what the kernel knows about a disk; a partition has its
+// disk's answer one directory up.
+func rotational(f *os.File) bool {
+	var st unix.Stat_t
+	if control(f, func(fd int) error { return unix.Fstat(fd, &st) }) != nil {
+		return false
+	}
+	dev := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	for _, dir := range []string{"/queue", "/../queue"} {
+		if b, err := os.ReadFile(dev + dir + "/rotational"); err == nil {
+			return strings.TrimSpace(string(b)) == "1"
+		}
+	}
+	return false
+}
