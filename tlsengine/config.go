@@ -1,0 +1,166 @@
+package tlsengine
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"nbd-ktls-server/tlsengine/pki"
+)
+
+// Config says with which certificates to serve.
+type Config struct {
+	// Dir holds ca-cert.pem, server-cert.pem, server-key.pem and, perhaps,
+	// ca-crl.pem.
+	Dir string
+	// VerifyPeer refuses clients without a certificate issued by the CA and
+	// not revoked.
+	VerifyPeer bool
+}
+
+// Server makes encrypted connections. Its method StartTLS may be called from
+// many goroutines.
+type Server struct {
+	config *tls.Config
+	// Expires is when the server's certificate does.
+	Expires time.Time
+}
+
+// New reads the certificates.
+func New(c Config) (*Server, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, pki.ServerCert), filepath.Join(c.Dir, pki.ServerKey))
+	if err != nil {
+		return nil, fmt.Errorf("tls: the server's certificate: %w", err)
+	}
+	s := &Server{
+		Expires: cert.Leaf.NotAfter,
+		config: &tls.Config{
+			Certificates: []tls.Certificate{cert},
+			MinVersion:   tls.VersionTLS12,
+			// A ticket would be a way in that outlives the certificate, and a
+			// record sent before the first reply.
+			SessionTicketsDisabled: true,
+			// Replies are long: a first kilobyte soon is worth nothing.
+			DynamicRecordSizingDisabled: true,
+		},
+	}
+	if !c.VerifyPeer {
+		return s, nil
+	}
+	cas, err := loadCAs(c.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("tls: the certificate authority: %w", err)
+	}
+	revoked, err := loadRevoked(c.Dir, cas)
+	if err != nil {
+		return nil, fmt.Errorf("tls: the revocation list: %w", err)
+	}
+	s.config.ClientAuth = tls.RequireAndVerifyClientCert
+	s.config.ClientCAs = x509.NewCertPool()
+	for _, ca := range cas {
+		s.config.ClientCAs.AddCert(ca)
+	}
+	s.config.VerifyConnection = revoked.verify
+	return s, nil
+}
+
+func loadCAs(dir string) ([]*x509.Certificate, error) {
+	path := filepath.Join(dir, pki.CACert)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var cas []*x509.Certificate
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		cas = append(cas, ca)
+	}
+	if len(cas) == 0 {
+		return nil, fmt.Errorf("%s: there is no certificate in it", path)
+	}
+	return cas, nil
+}
+
+// ErrRevoked means that a certificate is on the revocation list.
+var ErrRevoked = errors.New("the certificate has been revoked")
+
+// revocations maps an issuer, in DER, to the serial numbers it has revoked.
+type revocations map[string]map[string]bool
+
+// loadRevoked reads the optional revocation lists. One that none of the CAs has
+// signed is an error: to ignore it would let somebody in.
+func loadRevoked(dir string, cas []*x509.Certificate) (revocations, error) {
+	path := filepath.Join(dir, pki.CACRL)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	r := make(revocations)
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		l, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if err := checkIssuer(l, cas); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		serials := r[string(l.RawIssuer)]
+		if serials == nil {
+			serials = make(map[string]bool)
+			r[string(l.RawIssuer)] = serials
+		}
+		for _, e := range l.RevokedCertificateEntries {
+			serials[e.SerialNumber.String()] = true
+		}
+	}
+	if len(r) == 0 {
+		return nil, fmt.Errorf("%s: there is no revocation list in it", path)
+	}
+	return r, nil
+}
+
+func checkIssuer(l *x509.RevocationList, cas []*x509.Certificate) error {
+	for _, ca := range cas {
+		if bytes.Equal(l.RawIssuer, ca.RawSubject) && l.CheckSignatureFrom(ca) == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("none of the certificate authorities has signed the list of %v", l.Issuer)
+}
+
+// verify refuses a client if every chain to a CA has a revoked link.
+func (r revocations) verify(cs tls.ConnectionState) error {
+	if len(r) == 0 {
+		return nil
+	}
+	for _, chain := range cs.VerifiedChains {
+		if !r.any(chain) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s, serial number %s", ErrRevoked, cs.PeerCertificates[0].Subject, cs.PeerCertificates[0].SerialNumber)
+}
+
+func (r revocations) any(chain []*x509.Certificate) bool {
+	for _, c := range chain {
+		if r[string(c.RawIssuer)][c.SerialNumber.String()] {
+			return true
+		}
+	}
+	return false
+}
