@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"nbd-ktls-server/systemd"
+)
+
+// options are the flags of the main command.
+type options struct {
+	name   string // of the program
+	nbdkit bool   // behave as nbdkit does
+
+	port, ipaddr, unix     string
+	ipv4, ipv6             bool
+	exportname             string
+	readonly               bool
+	foreground, newstyle   bool
+	pidfile                string
+	verbose, version       bool
+	tls, tlsCertificates   string
+	tlsVerifyPeer          bool
+	run                    string
+	exitWithParent, single bool
+	threads                int
+	timeout                duration
+	portGiven, addrGiven   bool
+}
+
+func (o *options) addFlags(fs *pflag.FlagSet) {
+	fs.SortFlags = false
+	fs.StringVarP(&o.port, "port", "p", "10809", "listen on this TCP port; 0 picks a free one and prints it")
+	fs.StringVarP(&o.ipaddr, "ipaddr", "i", "", "listen on this address (default all)")
+	fs.BoolVarP(&o.ipv4, "ipv4-only", "4", false, "listen on IPv4 addresses only")
+	fs.BoolVarP(&o.ipv6, "ipv6-only", "6", false, "listen on IPv6 addresses only")
+	fs.StringVarP(&o.unix, "unix", "U", "", "listen on this Unix socket; - makes a private one")
+	fs.StringVarP(&o.exportname, "exportname", "e", "", o.exportnameHelp())
+	fs.BoolVarP(&o.readonly, "readonly", "r", false, "refuse every change")
+	fs.StringVar(&o.tls, "tls", o.defaultTLS(), "off, on (clients choose) or require")
+	fs.StringVar(&o.tlsCertificates, "tls-certificates", "", "directory of ca-cert.pem, server-cert.pem, server-key.pem; auto makes one, with --tls-verify-peer")
+	fs.BoolVar(&o.tlsVerifyPeer, "tls-verify-peer", false, "refuse clients without a certificate of the same authority")
+	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
+	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
+	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
+	fs.StringVarP(&o.pidfile, "pidfile", "P", "", "write the process ID to this file once clients can connect")
+	fs.IntVarP(&o.threads, "threads", "t", 16, "requests of one connection worked on at the same time")
+	o.timeout = duration(10 * time.Second)
+	fs.Var(&o.timeout, "timeout", "how long a client may take to choose an export; 0 is for ever")
+	fs.BoolVarP(&o.foreground, "foreground", "f", false, o.foregroundHelp())
+	fs.BoolVarP(&o.newstyle, "newstyle", "n", false, "accepted: there is no other style")
+	fs.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
+	fs.BoolVarP(&o.version, "version", "V", false, "print the version")
+	addAbsent(fs)
+}
+
+func (o *options) defaultTLS() string {
+	if o.nbdkit {
+		return tlsOff
+	}
+	return tlsRequire
+}
+
+func (o *options) exportnameHelp() string {
+	if o.nbdkit {
+		return "export name for --run"
+	}
+	return "name of the export"
+}
+
+func (o *options) foregroundHelp() string {
+	if o.nbdkit {
+		return "do not go into the background"
+	}
+	return "accepted: the program always stays in the foreground"
+}
+
+// The values of --tls.
+const (
+	tlsOff     = "off"
+	tlsOn      = "on"
+	tlsRequire = "require"
+)
+
+// check reports flags that make no sense, alone or together.
+func (o *options) check(fs *pflag.FlagSet, args []string) error {
+	o.portGiven = fs.Changed("port")
+	o.addrGiven = o.portGiven || fs.Changed("ipaddr") || fs.Changed("unix")
+	port, err := strconv.ParseUint(o.port, 10, 16)
+	activated := systemd.Activated()
+	switch {
+	case len(args) == 0:
+		return fmt.Errorf("a plugin is needed; see %s --help", o.name)
+	case o.tls != tlsOff && o.tls != tlsOn && o.tls != tlsRequire:
+		return fmt.Errorf("--tls=%s: it must be off, on or require", o.tls)
+	case err != nil:
+		return fmt.Errorf("--port=%s: it must be a number from 0 to 65535", o.port)
+	case fs.Changed("unix") && (o.portGiven || fs.Changed("ipaddr")):
+		return errors.New("--unix does not go with --port or --ipaddr")
+	case activated && (o.addrGiven || o.run != "" || o.single):
+		return errors.New("--port, --ipaddr, --unix, --run and --single do not go with LISTEN_FDS: the sockets are there already")
+	case o.single && (o.addrGiven || o.run != ""):
+		return errors.New("--single does not go with --port, --ipaddr, --unix or --run")
+	case o.ipv4 && o.ipv6:
+		return errors.New("--ipv4-only and --ipv6-only exclude each other")
+	case o.threads < 1:
+		return fmt.Errorf("--threads=%d: it must be at least 1", o.threads)
+	}
+	o.port = strconv.FormatUint(port, 10)
+	if o.run != "" && !o.addrGiven {
+		o.unix = "-" // a captive server is private, as nbdkit's is since 1.36
+	}
+	return nil
+}
+
+// duration is a flag: seconds, or a number with a unit.
+type duration time.Duration
+
+func (d *duration) Set(s string) error {
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		*d = duration(time.Duration(n) * time.Second)
+		return nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v < 0 {
+		return errors.New("it must be a number of seconds, or of ms, s, m, h")
+	}
+	*d = duration(v)
+	return nil
+}
+
+func (d *duration) String() string { return time.Duration(*d).String() }
+func (d *duration) Type() string   { return "duration" }

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// setUserTimeout is TCP_USER_TIMEOUT (tcp(7)): a peer that acknowledges nothing
+// for d is gone.
+func setUserTimeout(tc *net.TCPConn, d time.Duration) {
+	if rc, err := tc.SyscallConn(); err == nil {
+		rc.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+		})
+	}
+}
+
+// withParent returns a context that ends with the parent process. It watches
+// the process, not the thread that started us as PR_SET_PDEATHSIG does, so a
+// parent may start us from any thread.
+func withParent(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	parent := os.Getppid()
+	fd, err := unix.PidfdOpen(parent, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--exit-with-parent: %w", os.NewSyscallError("pidfd_open", err))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the process at the latest
+		defer unix.Close(fd)
+		for os.Getppid() == parent {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds, -1); err == nil {
+				break
+			}
+		}
+		cancel()
+	}()
+	return ctx, cancel, nil
+}
+
+// toDevNull replaces the standard streams.
+func toDevNull() error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for fd := range 3 {
+		if err := unix.Dup2(int(null.Fd()), fd); err != nil {
+			return os.NewSyscallError("dup2", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/tlsengine"
+	"nbd-ktls-server/tlsengine/pki"
+)
+
+// autoCertificates, as the directory, makes one.
+const autoCertificates = "auto"
+
+// setTLS sets the server's TLS mode (proto.md, "TLS modes") as the flags say.
+func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
+	if o.tls == tlsOff {
+		if o.tlsCertificates != "" && !o.nbdkit {
+			return errors.New("--tls=off does not go with --tls-certificates")
+		}
+		return nil
+	}
+	dir, err := o.certificates(log)
+	if err != nil {
+		return err
+	}
+	if dir == "" {
+		o.tls = tlsOff
+		log.Warn("TLS is off: --tls=on, but there are no certificates")
+		return nil
+	}
+	o.tlsCertificates = dir
+	ts, err := tlsengine.New(tlsengine.Config{Dir: dir, VerifyPeer: o.tlsVerifyPeer})
+	if err != nil {
+		return err
+	}
+	if !o.tlsVerifyPeer {
+		log.Warn("everybody who can reach this server may use it: --tls-verify-peer is off", "certificates", dir)
+	}
+	if time.Now().After(ts.Expires) {
+		log.Warn("the server's certificate has expired: clients will refuse it", "certificates", dir, "expired", ts.Expires)
+	}
+	s.StartTLS = ts.StartTLS
+	s.ForceTLS = o.tls == tlsRequire
+	return nil
+}
+
+// certificates finds the certificate directory; "" if TLS can be done without.
+func (o *options) certificates(log *slog.Logger) (string, error) {
+	switch o.tlsCertificates {
+	case autoCertificates:
+		o.tlsVerifyPeer = true
+		return autoPKI(log)
+	case "":
+		if o.nbdkit {
+			return o.nbdkitCertificates()
+		}
+		return "", fmt.Errorf(`TLS needs certificates. Choose one of
+  --tls-certificates=DIR   a directory with %s, %s and %s; make one with '%s pki DIR'
+  --tls-certificates=auto  make one under your state directory, for servers and clients of this user
+  --tls=off                no encryption: everybody on the way can read and change the data`,
+			pki.CACert, pki.ServerCert, pki.ServerKey, o.name)
+	}
+	if _, err := os.Stat(filepath.Join(o.tlsCertificates, pki.ServerCert)); err != nil {
+		return "", fmt.Errorf("--tls-certificates=%s: %w; make certificates with '%s pki %[1]s'", o.tlsCertificates, err, o.name)
+	}
+	return filepath.Abs(o.tlsCertificates)
+}
+
+// nbdkitCertificates looks where nbdkit does.
+func (o *options) nbdkitCertificates() (string, error) {
+	dirs := []string{"/etc/pki/nbdkit"}
+	if home, err := os.UserHomeDir(); err == nil && os.Geteuid() != 0 {
+		dirs = []string{filepath.Join(home, ".pki/nbdkit"), filepath.Join(home, ".config/pki/nbdkit")}
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(filepath.Join(dir, pki.ServerCert)); err == nil {
+			return dir, nil
+		}
+	}
+	if o.tls == tlsRequire {
+		return "", fmt.Errorf("--tls=require, but there are no certificates in %v: use --tls-certificates=DIR", dirs)
+	}
+	return "", nil
+}

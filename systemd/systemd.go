@@ -1,0 +1,43 @@
+// Package systemd is what a service says to systemd and hears from it:
+// sd_listen_fds(3) and sd_notify(3).
+package systemd
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// Activated reports whether sockets were passed to this process (sd_listen_fds(3)).
+func Activated() bool {
+	pid, err := strconv.Atoi(os.Getenv("LISTEN_PID"))
+	return err == nil && pid == os.Getpid() && os.Getenv("LISTEN_FDS") != ""
+}
+
+// Listeners returns the listening sockets that were passed, and takes the
+// variables that say so out of the environment.
+func Listeners() ([]net.Listener, error) {
+	all, err := activation.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("LISTEN_FDS is set, but no socket was passed")
+	}
+	for i, l := range all {
+		if l == nil {
+			return nil, fmt.Errorf("file descriptor %d was passed, but it is no listening stream socket", 3+i)
+		}
+	}
+	return all, nil
+}
+
+// Ready says that clients can connect. Without systemd it does nothing.
+func Ready() { daemon.SdNotify(false, daemon.SdNotifyReady) }
+
+// Stopping says that the service is shutting down.
+func Stopping() { daemon.SdNotify(false, daemon.SdNotifyStopping) }
