@@ -61,18 +61,18 @@ func (c *conn) abort(why error) {
 
 // serve runs the connection through its phases (proto.md, "Protocol phases").
 func (c *conn) serve(ctx context.Context, h *handshake) error {
-	defer h.leave()
 	defer context.AfterFunc(ctx, c.stop)()
 	begun := time.Now()
 
 	sess, err := c.negotiate()
+	h.leave()
 	if err == nil {
-		h.leave()
 		c.begin(sess)
 		err = sess.transmit()
 	}
-	err = c.close(err)
+	err = c.reason(err)
 	c.report(err, sess, begun)
+	c.close()
 	return err
 }
 
@@ -142,22 +142,21 @@ func (c *conn) startTLS() error {
 	return nil
 }
 
-// close ends the connection, which err has brought to its end, and returns the
-// reason to report: the one of whoever aborted it, if anybody did.
-func (c *conn) close(err error) error {
-	aborted := context.Cause(c.ctx)
+// reason is why the connection, which err has brought to its end, really ends:
+// because of whoever aborted it, if anybody did. It cannot be aborted any more.
+func (c *conn) reason(err error) error {
 	c.cancel(err)
-	if aborted != nil {
-		c.raw.Close()
-		return aborted
-	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.stopping && isTimeout(err) {
-		err = errShutdown
+		return errShutdown
 	}
-	c.mu.Unlock()
+	return context.Cause(c.ctx)
+}
 
-	// close_notify, FIN, then read until the client has closed too.
+// close says what there is to say last, close_notify and FIN, then reads until
+// the client has closed too. On an aborted connection it does nothing more.
+func (c *conn) close() {
 	c.raw.SetDeadline(time.Now().Add(lingerTimeout))
 	closeWrite(c.top)
 	if c.top != c.raw {
@@ -165,7 +164,6 @@ func (c *conn) close(err error) error {
 	}
 	io.Copy(io.Discard, c.raw)
 	c.raw.Close()
-	return err
 }
 
 func closeWrite(nc net.Conn) {

@@ -1,0 +1,223 @@
+package file_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"nbd-ktls-server/backends/backendtest"
+	"nbd-ktls-server/backends/file"
+	"nbd-ktls-server/nbd"
+)
+
+// image makes a file of size bytes.
+func image(t testing.TB, size int64) string {
+	t.Helper()
+	return imageIn(t, t.TempDir(), "disk.img", size)
+}
+
+func imageIn(t testing.TB, dir, name string, size int64) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func open(t testing.TB, path string, o file.Options) *file.File {
+	t.Helper()
+	f, err := file.Open(path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestFile(t *testing.T) {
+	backendtest.Run(t, func(t testing.TB) nbd.Backend {
+		return open(t, image(t, backendtest.Size), file.Options{})
+	})
+}
+
+// tmpfs can punch holes, but not zero a range.
+func TestFileOnTmpfs(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "nbd-ktls-server")
+	if err != nil {
+		t.Skip("needs a tmpfs at /dev/shm:", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	backendtest.Run(t, func(t testing.TB) nbd.Backend {
+		return open(t, imageIn(t, dir, "disk.img", backendtest.Size), file.Options{})
+	})
+}
+
+func TestReadOnlyFileIsOpenedReadOnly(t *testing.T) {
+	path := image(t, 4096)
+	f := open(t, path, file.Options{ReadOnly: true})
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("x"), 0); !errors.Is(err, syscall.EBADF) {
+		t.Errorf("WriteAt: %v", err)
+	}
+}
+
+func TestOnlyFilesAndDisksAreOpened(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, "/dev/null", fifo, filepath.Join(dir, "nothing")} {
+		if f, err := file.Open(path, file.Options{ReadOnly: true}); err == nil {
+			t.Errorf("%s was opened", path)
+			f.Close()
+		}
+	}
+}
+
+// A file cut short under the server must not make it send what is not there.
+func TestTruncatedFile(t *testing.T) {
+	path := image(t, 8192)
+	f := open(t, path, file.Options{})
+	defer f.Close()
+	if err := os.Truncate(path, 4096+100); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.ReadAt(make([]byte, 4096), 4096); n == 4096 || err == nil {
+		t.Errorf("ReadAt: %d, %v", n, err)
+	}
+}
+
+func TestTrimAndZeroGiveStorageBack(t *testing.T) {
+	const size = 1 << 20
+	used := func(path string) int64 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	for name, op := range map[string]func(*file.File) error{
+		"Trim": func(f *file.File) error { return f.Trim(0, size) },
+		"Zero": func(f *file.File) error { return f.Zero(0, size, nbd.ZeroMayTrim) },
+	} {
+		path := image(t, size)
+		f := open(t, path, file.Options{})
+		f.WriteAt(make([]byte, size), 0)
+		f.Sync()
+		if used(path) < size {
+			t.Fatalf("%d bytes allocated after writing", used(path))
+		}
+		if err := op(f); err != nil || used(path) != 0 {
+			t.Errorf("%s: %v, %d bytes still allocated", name, err, used(path))
+		}
+		if err := f.Zero(0, size, 0); err != nil || used(path) < size { // NO_HOLE
+			t.Errorf("Zero without hole: %v, %d bytes allocated", err, used(path))
+		}
+		f.Close()
+	}
+}
+
+func TestLocks(t *testing.T) {
+	path := image(t, 4096)
+	rw := file.Options{}
+	ro := file.Options{ReadOnly: true}
+	for _, test := range []struct {
+		name          string
+		first, second file.Options
+		refused       bool
+	}{
+		{"two writers", rw, rw, true},
+		{"a reader beside a writer", rw, ro, true},
+		{"a writer beside a reader", ro, rw, true},
+		{"two readers", ro, ro, false},
+		{"locking=off", rw, file.Options{NoLocking: true}, false},
+	} {
+		f := open(t, path, test.first)
+		g, err := file.Open(path, test.second)
+		if refused := err != nil; refused != test.refused {
+			t.Errorf("%s: %v", test.name, err)
+		}
+		if g != nil {
+			g.Close()
+		}
+		f.Close()
+	}
+}
+
+func TestPathIsSharedByItsUsers(t *testing.T) {
+	path := image(t, 4096)
+	p := file.NewPath(path, file.Options{})
+	a, err := p.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := p.Open() // would be refused by the locks if it were opened twice
+	if err != nil || a.File != b.File {
+		t.Fatalf("the second user: %v", err)
+	}
+	a.Close()
+	if _, err := b.ReadAt(make([]byte, 10), 0); err != nil {
+		t.Errorf("after the first user has gone: %v", err)
+	}
+	// Another image under the same name is another file.
+	if err := os.Rename(imageIn(t, filepath.Dir(path), "new.img", 8192), path); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := c.Size(); n != 8192 {
+		t.Errorf("the new image has %d bytes", n)
+	}
+	b.Close()
+	c.Close()
+	d, err := p.Open()
+	if err != nil {
+		t.Fatalf("after everybody has gone: %v", err)
+	}
+	d.Close()
+}
+
+func TestDir(t *testing.T) {
+	outer := t.TempDir()
+	dir := filepath.Join(outer, "images")
+	imageIn(t, outer, "secret", 512)
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(dir+"/sub", 0o700),
+		os.Symlink("b.img", dir+"/link"), os.Symlink("../secret", dir+"/escape"), os.Symlink("/etc/passwd", dir+"/absolute"),
+		os.Symlink("nothing", dir+"/dangling"), syscall.Mkfifo(dir+"/fifo", 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	imageIn(t, dir, "a.img", 512)
+	imageIn(t, dir, "b.img", 1024)
+
+	d, err := file.OpenDir(dir, file.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := d.Names(); err != nil || !slices.Equal(names, []string{"a.img", "b.img", "link"}) {
+		t.Errorf("names %q, %v", names, err)
+	}
+	for _, name := range []string{"", ".", "..", "/", "../secret", "sub", "sub/..", "./a.img", "/etc/passwd", "escape", "absolute", "dangling", "fifo", "nothing", "a.img/"} {
+		if h, err := d.Open(name); !errors.Is(err, nbd.ErrNoExport) {
+			t.Errorf("%q: %v, %v", name, h, err)
+		}
+	}
+	b, err := d.Open("b.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := d.Open("link") // the same file by another name
+	if err != nil || link.File != b.File {
+		t.Errorf("link: %v", err)
+	}
+	b.Close()
+	link.Close()
+}
