@@ -286,8 +286,13 @@ func TestS3UnusualBlockSizesAreAlwaysSent(t *testing.T) {
 
 func TestS2ImpossibleBlockSizesAreNotServed(t *testing.T) {
 	for _, size := range []nbd.BlockSize{
-		{Minimum: 3}, {Minimum: 131072}, {Preferred: 256}, {Preferred: 5000},
-		{Minimum: 8192, Preferred: 4096}, {Maximum: 512}, {Minimum: 65536},
+		{Minimum: 3},
+		{Minimum: 131072},
+		{Preferred: 256},
+		{Preferred: 5000},
+		{Minimum: 8192, Preferred: 4096},
+		{Maximum: 512},
+		{Minimum: 65536},
 	} {
 		b := blocks{memory.New(mib + 4096), size}
 		if a, err := nbd.Resolve(b); err == nil {

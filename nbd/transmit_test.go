@@ -307,9 +307,15 @@ func TestX19UnknownCommandsAndFlags(t *testing.T) {
 		cmd   wire.Command
 		flags wire.CommandFlags
 	}{
-		{99, 0}, {0xffff, 0xffff}, {wire.CmdBlockStatus, 0}, {wire.CmdCache, 0},
-		{wire.CmdRead, wire.CmdFlagDF}, {wire.CmdRead, 1 << 15}, {wire.CmdTrim, wire.CmdFlagNoHole},
-		{wire.CmdWriteZeroes, wire.CmdFlagFastZero}, {wire.CmdFlush, wire.CmdFlagReqOne},
+		{99, 0},
+		{0xffff, 0xffff},
+		{wire.CmdBlockStatus, 0},
+		{wire.CmdCache, 0},
+		{wire.CmdRead, wire.CmdFlagDF},
+		{wire.CmdRead, 1 << 15},
+		{wire.CmdTrim, wire.CmdFlagNoHole},
+		{wire.CmdWriteZeroes, wire.CmdFlagFastZero},
+		{wire.CmdFlush, wire.CmdFlagReqOne},
 	} {
 		// A length, but no payload: only WRITE has one.
 		if errno := c.Do(test.cmd, test.flags, 0, 4096); errno != wire.EINVAL {
@@ -327,10 +333,18 @@ func TestX20Errors(t *testing.T) {
 		err  error
 		want wire.Errno
 	}{
-		{syscall.EIO, wire.EIO}, {syscall.EDQUOT, wire.ENOSPC}, {syscall.EFBIG, wire.ENOSPC},
-		{syscall.ENOSPC, wire.ENOSPC}, {syscall.EROFS, wire.EPERM}, {syscall.EACCES, wire.EPERM},
-		{syscall.EINVAL, wire.EINVAL}, {syscall.ENOTSUP, wire.EIO}, {syscall.EOVERFLOW, wire.EIO},
-		{syscall.ESTALE, wire.EIO}, {io.EOF, wire.EIO}, {errors.New("what?"), wire.EIO},
+		{syscall.EIO, wire.EIO},
+		{syscall.EDQUOT, wire.ENOSPC},
+		{syscall.EFBIG, wire.ENOSPC},
+		{syscall.ENOSPC, wire.ENOSPC},
+		{syscall.EROFS, wire.EPERM},
+		{syscall.EACCES, wire.EPERM},
+		{syscall.EINVAL, wire.EINVAL},
+		{syscall.ENOTSUP, wire.EIO},
+		{syscall.EOVERFLOW, wire.EIO},
+		{syscall.ESTALE, wire.EIO},
+		{io.EOF, wire.EIO},
+		{errors.New("what?"), wire.EIO},
 		{&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, wire.ENOSPC},
 		{fmt.Errorf("wrapped: %w", wire.ESHUTDOWN), wire.ESHUTDOWN},
 	} {

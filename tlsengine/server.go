@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"syscall"
 )
 
 // Conn is an encrypted connection.
@@ -59,6 +61,8 @@ func explain(err error) error {
 		return fmt.Errorf("the client gave up: %w", err)
 	case errors.As(err, &header):
 		return fmt.Errorf("the client sent something else than TLS: %w", err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("the client hung up without an alert; perhaps it does not trust our certificate: %w", err)
 	}
 	return err
 }

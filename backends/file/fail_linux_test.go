@@ -1,12 +1,18 @@
 package file
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/nbd/wire"
+	"nbd-ktls-server/test/nbdtest"
 )
 
 func openImage(t *testing.T) *File {
@@ -59,6 +65,56 @@ func TestFailedSyncIsRemembered(t *testing.T) {
 				t.Errorf("reading: %v", err)
 			}
 		})
+	}
+}
+
+// What one connection was told is written, a flush on another one makes
+// durable: proto.md, NBD_FLAG_CAN_MULTI_CONN. At the moment of fdatasync the
+// file, looked at from outside, has it all.
+func TestFlushCoversOtherConnections(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flushed := make(chan []byte, 1)
+	defer func(old func(int) error) { fdatasync = old }(fdatasync)
+	fdatasync = func(fd int) error {
+		b, _ := os.ReadFile(path)
+		flushed <- b
+		return unix.Fdatasync(fd)
+	}
+	p := NewPath(path, Options{})
+	addr := nbdtest.Serve(t, &nbd.Server{Exports: nbd.ExportList{{
+		Open: func(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return p.Open() },
+	}}})
+	a, b := nbdtest.Hello(t, addr), nbdtest.Hello(t, addr)
+	for _, c := range []*nbdtest.Client{a, b} {
+		if c.Go("").Flags&wire.FlagCanMultiConn == 0 {
+			t.Fatal("multi-conn is not offered")
+		}
+	}
+	want := make([]byte, 1<<20)
+	for i := range 64 {
+		data := bytes.Repeat([]byte{byte(i + 1)}, 4096)
+		off := i * 16384
+		copy(want[off:], data)
+		writer, flusher := a, b
+		if i%2 == 1 {
+			writer, flusher = b, a
+		}
+		if errno := writer.Do(wire.CmdWrite, 0, uint64(off), 4096, data); errno != 0 {
+			t.Fatal(errno)
+		}
+		if errno := flusher.Do(wire.CmdFlush, 0, 0, 0); errno != 0 {
+			t.Fatal(errno)
+		}
+		if !bytes.Equal(<-flushed, want) {
+			t.Fatalf("write %d was not in the file when it was flushed", i)
+		}
+		// And what one wrote the other reads.
+		if got, errno := flusher.Pread(uint64(off), 4096); errno != 0 || !bytes.Equal(got, data) {
+			t.Fatalf("write %d read on the other connection: %v", i, errno)
+		}
 	}
 }
 
