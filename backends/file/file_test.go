@@ -1,10 +1,13 @@
 package file_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -56,6 +59,68 @@ func TestFileOnTmpfs(t *testing.T) {
 	backendtest.Run(t, func(t testing.TB) nbd.Backend {
 		return open(t, imageIn(t, dir, "disk.img", backendtest.Size), file.Options{})
 	})
+}
+
+// loopDevice makes a block device of size bytes, which is gone when it has been
+// opened and closed.
+func loopDevice(t testing.TB, size int64) (path string, autoclear func()) {
+	t.Helper()
+	losetup := func(args ...string) string {
+		out, err := exec.Command("losetup", args...).CombinedOutput()
+		if err != nil {
+			t.Skipf("needs loop devices, hence root: losetup: %v %s", err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	path = losetup("--find", "--show", image(t, size))
+	return path, func() { losetup("--detach", path) }
+}
+
+func TestBlockDevice(t *testing.T) {
+	backendtest.Run(t, func(t testing.TB) nbd.Backend {
+		path, autoclear := loopDevice(t, backendtest.Size)
+		defer autoclear()
+		return open(t, path, file.Options{})
+	})
+}
+
+func TestBlockDeviceTrimAndZero(t *testing.T) {
+	path, autoclear := loopDevice(t, 1<<20)
+	f := open(t, path, file.Options{})
+	autoclear()
+	defer f.Close()
+	ones := bytes.Repeat([]byte{1}, 1<<20)
+	read := func() []byte {
+		p := make([]byte, 1<<20)
+		if _, err := f.ReadAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, flags := range []nbd.ZeroFlags{0, nbd.ZeroMayTrim} {
+		f.WriteAt(ones, 0)
+		if err := f.Zero(4096, 65536, flags); err != nil {
+			t.Errorf("Zero(%d): %v", flags, err)
+		}
+		if got := read(); !bytes.Equal(got[4096:4096+65536], make([]byte, 65536)) || got[4095] != 1 || got[4096+65536] != 1 {
+			t.Errorf("Zero(%d) zeroed the wrong bytes", flags)
+		}
+		// Not a multiple of the device's blocks: the server will write zeroes.
+		if err := f.Zero(100, 1000, flags); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("Zero(%d) of part of a block: %v", flags, err)
+		}
+		if err := f.Zero(8192, 4096, flags); err != nil {
+			t.Errorf("Zero(%d) afterwards: %v", flags, err)
+		}
+	}
+	f.WriteAt(ones, 0)
+	if err := f.Trim(100, 100_000); err != nil {
+		t.Error(err)
+	}
+	got := read()
+	if !bytes.Equal(got[:4096], ones[:4096]) || !bytes.Equal(got[98304:], ones[98304:]) {
+		t.Error("Trim took more than whole blocks")
+	}
 }
 
 func TestReadOnlyFileIsOpenedReadOnly(t *testing.T) {
