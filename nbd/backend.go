@@ -42,6 +42,17 @@ type Abilities struct {
 	// Zero makes n bytes at off read as zeroes. Without it the server writes
 	// zeroes.
 	Zero func(off, n int64, flags ZeroFlags) error
+	// Cache reads n bytes at off ahead. It may do nothing.
+	Cache func(off, n int64) error
+	// Extents tells where data are within n bytes at off, from off on and
+	// without gaps; it may stop early, but not before the first extent. one
+	// says that only the first is wanted. Without it and without Hole all is
+	// data.
+	Extents func(off, n int64, one bool) ([]Extent, error)
+	// Hole says whether off is in a hole, and how far that or the data reach:
+	// at least one byte, at most n. It is asked for every READ, so it is for
+	// backends that can tell at hardly any cost.
+	Hole func(off, n int64) (hole bool, length int64)
 	// Close is called once, when nothing else is going on any more.
 	Close func() error
 
@@ -57,6 +68,13 @@ type Abilities struct {
 // ReadOnly takes away everything that changes the export.
 func (a *Abilities) ReadOnly() {
 	a.WriteAt, a.WriteFUA, a.Trim, a.Zero = nil, nil, nil, nil
+}
+
+// Extent is a range of an export of one kind.
+type Extent struct {
+	Length int64
+	// Hole says that the range is not allocated, Zero that it reads as zeroes.
+	Hole, Zero bool
 }
 
 // ZeroFlags say how to zero.

@@ -3,11 +3,13 @@ package nbd
 import (
 	"math/bits"
 	"sync"
+
+	"nbd-ktls-server/nbd/wire"
 )
 
 // headroom is kept free in front of a payload, for the header of the reply that
 // will carry it.
-const headroom = 32
+const headroom = wire.ExtendedReplySize + wire.OffsetDataSize
 
 // buffer holds the payload of one request or reply.
 type buffer struct {
@@ -42,11 +44,12 @@ func newBuffer(n int) *buffer {
 // data is the payload.
 func (b *buffer) data() []byte { return b.mem[headroom : headroom+b.n] }
 
-// header is the n bytes in front of the payload.
-func (b *buffer) header(n int) []byte { return b.mem[headroom-n : headroom : headroom] }
-
-// message is a header of n bytes and the payload.
-func (b *buffer) message(n int) []byte { return b.mem[headroom-n : headroom+b.n] }
+// message is the payload with header in front of it.
+func (b *buffer) message(header []byte) []byte {
+	p := b.mem[headroom-len(header) : headroom+b.n]
+	copy(p, header)
+	return p
+}
 
 // free gives b back. Nothing may hold a slice of it any more.
 func (b *buffer) free() {

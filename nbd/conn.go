@@ -44,10 +44,28 @@ type conn struct {
 
 	mu       sync.Mutex
 	stopping bool // guarded by mu: no more is to be read from the client
+	haggling bool // guarded by mu: it has not chosen an export yet
+}
+
+// isStopping reports whether the server is shutting down.
+func (c *conn) isStopping() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopping
+}
+
+// chosen ends the handshake phase.
+func (c *conn) chosen() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.haggling = false
+	if c.stopping {
+		c.top.SetReadDeadline(time.Now())
+	}
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
-	c := &conn{srv: s, raw: nc, top: nc, client: Client{Addr: nc.RemoteAddr()}}
+	c := &conn{srv: s, raw: nc, top: nc, haggling: true, client: Client{Addr: nc.RemoteAddr()}}
 	c.log = s.log.With("client", addr(nc))
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return c
@@ -67,6 +85,7 @@ func (c *conn) serve(ctx context.Context, h *handshake) error {
 	sess, err := c.negotiate()
 	h.leave()
 	if err == nil {
+		c.chosen()
 		c.begin(sess)
 		err = sess.transmit()
 	}
@@ -106,11 +125,17 @@ func orderly(err error) bool {
 }
 
 // stop makes the reader stop at its next read, and bounds how long what is in
-// flight may take. It is called when the server shuts down.
+// flight may take. It is called when the server shuts down. A client that is
+// still haggling has a moment to hear of it (proto.md, "Terminating the
+// handshake phase").
 func (c *conn) stop() {
 	c.mu.Lock()
 	c.stopping = true
-	c.top.SetReadDeadline(time.Unix(1, 0))
+	when := time.Now()
+	if c.haggling {
+		when = when.Add(stopGrace)
+	}
+	c.top.SetReadDeadline(when)
 	c.mu.Unlock()
 
 	t := time.AfterFunc(c.srv.limits.DrainTimeout, func() { c.abort(errShutdown) })

@@ -37,6 +37,20 @@ func errnoOf(err error) wire.Errno {
 	return wire.EIO
 }
 
+// clientText is what a client is told about err: all of it if it is ours, else
+// what the errno says. Paths, for one, are for the log.
+func clientText(err error) string {
+	var we wire.Errno
+	var se syscall.Errno
+	switch {
+	case errors.As(err, &we):
+		return err.Error()
+	case errors.As(err, &se):
+		return se.Error()
+	}
+	return "the server's log says why"
+}
+
 // isUnsupported reports whether err says that an operation is not to be had,
 // rather than that it failed.
 func isUnsupported(err error) bool {

@@ -11,16 +11,23 @@ import (
 // handle works on a valid request and answers it. Replies that cannot be sent
 // end the connection; the reader finds out by itself.
 func (s *session) handle(req *request) {
-	if req.Command == wire.CmdRead {
+	var err error
+	switch req.Command {
+	case wire.CmdRead:
 		s.handleRead(req)
 		return
+	case wire.CmdBlockStatus:
+		if err = s.handleBlockStatus(req); err == nil {
+			return
+		}
+	default:
+		err = s.guard(func() error { return s.do(req) })
 	}
-	err := s.guard(func() error { return s.do(req) })
 	if err != nil {
 		s.fail(req, err)
 		return
 	}
-	s.replies.simple(0, req.Cookie)
+	s.replies.done(req)
 }
 
 // do works on a request whose reply has no data.
@@ -29,29 +36,21 @@ func (s *session) do(req *request) error {
 	fua := req.Flags&wire.CmdFlagFUA != 0
 	switch req.Command {
 	case wire.CmdWrite:
-		return s.write(req.payload.data(), off, fua)
+		var p []byte
+		if req.payload != nil {
+			p = req.payload.data()
+		}
+		return s.write(p, off, fua)
 	case wire.CmdFlush:
 		return s.able.Sync()
 	case wire.CmdTrim:
 		return s.durable(fua, s.able.Trim(off, n))
+	case wire.CmdCache:
+		return s.able.Cache(off, n)
 	case wire.CmdWriteZeroes:
 		return s.durable(fua, s.zero(off, n, req.Flags))
 	}
 	return refuse(wire.EINVAL, "unknown command") // validate knows them all
-}
-
-// handleRead answers a READ: with the data or with an error, known before the
-// first byte of the reply is sent.
-func (s *session) handleRead(req *request) {
-	b := newBuffer(int(req.Length))
-	defer b.free()
-	err := s.guard(func() error { return readFull(s.able.ReadAt, b.data(), int64(req.Offset)) })
-	if err != nil {
-		s.fail(req, err)
-		return
-	}
-	s.stats.bytesRead.Add(int64(req.Length))
-	s.replies.read(req.Cookie, b)
 }
 
 func (s *session) write(p []byte, off int64, fua bool) error {
@@ -74,16 +73,27 @@ func (s *session) durable(fua bool, err error) error {
 	return s.able.Sync()
 }
 
-// zero makes a range read as zeroes, by writing them if need be.
+// zero makes a range read as zeroes, by writing them if need be: but not for a
+// client that would rather do without (proto.md, "NBD_CMD_FLAG_FAST_ZERO").
 func (s *session) zero(off, n int64, flags wire.CommandFlags) error {
+	fast := flags&wire.CmdFlagFastZero != 0
 	if s.able.Zero != nil {
 		var how ZeroFlags
 		if flags&wire.CmdFlagNoHole == 0 {
 			how |= ZeroMayTrim
 		}
+		if fast {
+			how |= ZeroFast
+		}
 		if err := s.able.Zero(off, n, how); !isUnsupported(err) {
 			return err
 		}
+	}
+	switch {
+	case fast:
+		return refuse(wire.ENOTSUP, "zeroing is no faster than writing here")
+	case n > maxWrittenZeroes:
+		return refuse(wire.EOVERFLOW, "%d zeroes would have to be written; %d at a time will be", n, maxWrittenZeroes)
 	}
 	for n > 0 {
 		p := zeroes[:min(n, int64(len(zeroes)))]
@@ -96,21 +106,12 @@ func (s *session) zero(off, n int64, flags wire.CommandFlags) error {
 	return nil
 }
 
+// maxWrittenZeroes bounds what one request makes us write: as much as could be
+// asked for before lengths had 64 bits.
+const maxWrittenZeroes = 1<<32 - 1
+
 // zeroes is written where an export cannot zero by itself.
 var zeroes = make([]byte, 256<<10)
-
-// readFull makes a short read an error: bytes that were not read must never be
-// sent.
-func readFull(readAt func([]byte, int64) (int, error), p []byte, off int64) error {
-	n, err := readAt(p, off)
-	switch {
-	case n == len(p): // io.ReaderAt allows io.EOF along with the last bytes
-		return nil
-	case err != nil:
-		return err
-	}
-	return fmt.Errorf("%d of %d bytes were read at %d: %w", n, len(p), off, io.ErrUnexpectedEOF)
-}
 
 func writeFull(writeAt func([]byte, int64) (int, error), p []byte, off int64) error {
 	n, err := writeAt(p, off)
@@ -132,15 +133,21 @@ func (s *session) guard(f func() error) (err error) {
 	return f()
 }
 
-// fail answers a request with the error that err stands for. Refusals and
-// failures of a kind are logged once for each connection, then counted.
+// fail answers a request with the error that err stands for.
 func (s *session) fail(req *request, err error) error {
-	errno := errnoOf(err)
-	if s.stats.errors.Add(1) == 1 {
-		s.log.Warn("request failed", "command", req.Command, "offset", req.Offset, "length", req.Length,
-			"error", errno, "reason", err, "note", "further failures on this connection are logged by -v only")
-	} else {
-		s.log.Debug("request failed", "command", req.Command, "offset", req.Offset, "length", req.Length, "error", errno, "reason", err)
+	s.logFailure(req, err)
+	return s.replies.fail(req, errnoOf(err), clientText(err))
+}
+
+// logFailure logs the first failure of a connection; more of them are counted.
+func (s *session) logFailure(req *request, err error) {
+	attrs := []any{
+		"command", req.Command, "offset", req.Offset, "length", req.Length,
+		"error", errnoOf(err), "reason", err,
 	}
-	return s.replies.simple(errno, req.Cookie)
+	if s.stats.errors.Add(1) == 1 {
+		s.log.Warn("request failed", append(attrs, "note", "further failures on this connection are logged by -v only")...)
+	} else {
+		s.log.Debug("request failed", attrs...)
+	}
 }

@@ -195,8 +195,7 @@ func TestH12InfoAndGo(t *testing.T) {
 		}
 	}
 	e := c.ParseInfos(c.Expect(wire.RepAck, wire.OptInfo, nbdtest.InfoRequest("disk")))
-	want := wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim | wire.FlagSendWriteZeroes | wire.FlagCanMultiConn
-	if e.Size != 8*mib || e.Flags != want {
+	if want := everything; e.Size != 8*mib || e.Flags != want {
 		t.Errorf("size %d, flags %#x, want %#x", e.Size, e.Flags, want)
 	}
 }

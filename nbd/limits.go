@@ -71,6 +71,10 @@ const (
 	// stallUnit is what a client must take or give within one StallTimeout.
 	stallUnit = 1 << 20
 
+	// stopGrace is how long a client that is haggling when the server shuts
+	// down may go on, to be told so.
+	stopGrace = time.Second
+
 	// lingerTimeout bounds the wait for a client to close after we have said
 	// our last word. Closing with its bytes unread would reset the connection,
 	// and the last word (an alert, an error) could be lost.

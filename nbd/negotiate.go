@@ -21,6 +21,9 @@ type negotiation struct {
 	flags wire.ClientFlags
 	out   []byte // replies to the current option, sent together
 	nag   bool   // the log has been told that this client needs TLS
+
+	style    style // of requests and replies, agreed on so far
+	contexts contexts
 }
 
 // outcome is what a negotiation ends in, if the connection goes on.
@@ -106,6 +109,9 @@ func (n *negotiation) readOption() (wire.Option, []byte, error) {
 // is in n.out.
 func (n *negotiation) answer(opt wire.Option, data []byte) (*outcome, error) {
 	n.log.Debug("option", "option", opt, "bytes", len(data))
+	if n.isStopping() && opt != wire.OptAbort {
+		return nil, n.refuse(opt, wire.RepErrShutdown, "this server is shutting down")
+	}
 	if n.needsTLS() && opt != wire.OptStartTLS && opt != wire.OptAbort {
 		return nil, n.refusePlain(opt)
 	}
@@ -129,6 +135,11 @@ var options = map[wire.Option]func(*negotiation, []byte) (*outcome, error){
 	wire.OptStartTLS:   (*negotiation).optStartTLS,
 	wire.OptInfo:       (*negotiation).optInfo,
 	wire.OptGo:         (*negotiation).optGo,
+
+	wire.OptStructuredReply: (*negotiation).optStructuredReply,
+	wire.OptListMetaContext: (*negotiation).optListMetaContext,
+	wire.OptSetMetaContext:  (*negotiation).optSetMetaContext,
+	wire.OptExtendedHeaders: (*negotiation).optExtendedHeaders,
 }
 
 // offersTLS reports whether STARTTLS would be heard: "NOTLS mode" is for

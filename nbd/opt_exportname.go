@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"fmt"
 
 	"nbd-ktls-server/nbd/wire"
@@ -11,6 +12,9 @@ import (
 // connection, without a word.
 func (n *negotiation) optExportName(data []byte) (*outcome, error) {
 	name := string(data)
+	if n.style == extended {
+		return nil, errors.New("EXPORT_NAME does not go with extended headers")
+	}
 	if err := wire.CheckName(name); err != nil {
 		return nil, fmt.Errorf("EXPORT_NAME: %w", err)
 	}

@@ -74,7 +74,7 @@ func (n *negotiation) open(name string) (*session, error) {
 	if err != nil {
 		return nil, n.hide(fmt.Errorf("opening it: %w", err))
 	}
-	return newSession(n, e, a), nil
+	return newSession(n, e, a, name), nil
 }
 
 // hide makes an unknown export look like one that needs TLS, where TLS could

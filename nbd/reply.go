@@ -1,37 +1,107 @@
 package nbd
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync"
 
 	"nbd-ktls-server/nbd/wire"
 )
 
+// style is the form of requests and replies.
+type style int
+
+const (
+	simple     style = iota // compact requests, simple replies
+	structured              // compact requests, structured replies
+	extended                // extended requests and replies
+)
+
 // replies is the only writer of a session: whatever is sent in the transmission
-// phase goes through it, one reply at a time.
+// phase goes through it, one chunk or simple reply at a time.
 type replies struct {
-	conn *conn
+	conn  *conn
+	style style
 
 	mu  sync.Mutex
 	err error // the first error; nothing is sent after it
 }
 
-// simple sends a simple reply without data.
-func (r *replies) simple(errno wire.Errno, cookie wire.Cookie) error {
-	var b [wire.SimpleReplySize]byte
-	return r.send(wire.AppendSimpleReply(b[:0], errno, cookie))
+// done says that a request without data in its reply has succeeded.
+func (r *replies) done(req *request) error {
+	return r.send(r.header(make([]byte, 0, maxHeader), req, wire.Chunk{Done: true}))
 }
 
-// read sends a simple reply to a READ. Header and data lie side by side in b,
-// so that they leave together.
-func (r *replies) read(cookie wire.Cookie, b *buffer) error {
-	wire.AppendSimpleReply(b.header(wire.SimpleReplySize)[:0], 0, cookie)
-	return r.send(b.message(wire.SimpleReplySize))
+// fail says that a request has failed, and why. In a structured reply it ends
+// what may have been sent before.
+func (r *replies) fail(req *request, errno wire.Errno, text string) error {
+	if r.style == simple {
+		return r.send(wire.AppendSimpleReply(nil, errno, req.Cookie))
+	}
+	return r.chunk(req, wire.Chunk{Done: true, Type: wire.ReplyError}, wire.AppendError(nil, errno, text))
 }
 
-// send writes one reply, in pieces that each have their own deadline. A reply
-// of which a part could not be sent leaves the stream unusable: the connection
-// ends.
+// failAt is fail with the offset of the trouble.
+func (r *replies) failAt(req *request, errno wire.Errno, text string, offset uint64) error {
+	if r.style == simple {
+		return r.fail(req, errno, text)
+	}
+	payload := binary.BigEndian.AppendUint64(wire.AppendError(nil, errno, text), offset)
+	return r.chunk(req, wire.Chunk{Done: true, Type: wire.ReplyErrorOffset}, payload)
+}
+
+// data sends the data of a READ that begin at offset; done says that they are
+// the last ones. Header and data leave together. In a simple reply they are all.
+func (r *replies) data(req *request, offset uint64, b *buffer, done bool) error {
+	var mem [maxHeader + wire.OffsetDataSize]byte
+	h := mem[:0]
+	if r.style == simple {
+		h = wire.AppendSimpleReply(h, 0, req.Cookie)
+	} else {
+		h = r.header(h, req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + b.n)})
+		h = binary.BigEndian.AppendUint64(h, offset)
+	}
+	return r.send(b.message(h))
+}
+
+// hole says that n bytes at offset read as zeroes.
+func (r *replies) hole(req *request, offset uint64, n uint32, done bool) error {
+	return r.chunk(req, wire.Chunk{Done: done, Type: wire.ReplyOffsetHole}, wire.AppendOffsetHole(nil, offset, n))
+}
+
+// status sends the block status of one context.
+func (r *replies) status(req *request, id wire.ContextID, d []wire.Descriptor) error {
+	if r.style == extended {
+		return r.chunk(req, wire.Chunk{Done: true, Type: wire.ReplyBlockStatusExt}, wire.AppendBlockStatusExt(nil, id, d))
+	}
+	return r.chunk(req, wire.Chunk{Done: true, Type: wire.ReplyBlockStatus}, wire.AppendBlockStatus(nil, id, d))
+}
+
+// maxHeader is the size of the largest header.
+const maxHeader = wire.ExtendedReplySize
+
+// chunk sends a chunk with a small payload.
+func (r *replies) chunk(req *request, c wire.Chunk, payload []byte) error {
+	c.Length = uint32(len(payload))
+	b := r.header(make([]byte, 0, maxHeader+len(payload)), req, c)
+	return r.send(append(b, payload...))
+}
+
+// header appends the header of c, or of the simple reply that stands for it.
+func (r *replies) header(b []byte, req *request, c wire.Chunk) []byte {
+	c.Cookie, c.Offset = req.Cookie, req.Offset
+	switch r.style {
+	case structured:
+		return c.AppendStructured(b)
+	case extended:
+		return c.AppendExtended(b)
+	}
+	return wire.AppendSimpleReply(b, 0, req.Cookie)
+}
+
+// send writes one reply or chunk, in pieces that each have their own deadline.
+// One of which a part could not be sent leaves the stream unusable: the
+// connection ends.
 func (r *replies) send(p []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

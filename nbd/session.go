@@ -17,7 +17,10 @@ type session struct {
 	export *Export
 	able   *Abilities
 	flags  wire.TransmissionFlags
-	log    *slog.Logger
+	style  style
+	// allocation says that the client may ask for block status.
+	allocation bool
+	log        *slog.Logger
 
 	r       *bufio.Reader
 	replies replies
@@ -27,23 +30,27 @@ type session struct {
 	stats   stats
 }
 
-func newSession(n *negotiation, e *Export, a *Abilities) *session {
+// newSession begins to serve the export that the client called name.
+func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 	limits := &n.srv.limits
-	return &session{
-		conn:    n.conn,
-		export:  e,
-		able:    a,
-		flags:   a.flags(),
-		log:     n.log.With("export", e.Name),
-		r:       n.r,
-		replies: replies{conn: n.conn},
-		slots:   semaphore.NewWeighted(int64(limits.Requests)),
-		bytes:   semaphore.NewWeighted(limits.Bytes),
+	s := &session{
+		conn:       n.conn,
+		export:     e,
+		able:       a,
+		style:      n.style,
+		allocation: n.contexts.allocation && n.contexts.export == name,
+		log:        n.log.With("export", e.Name),
+		r:          n.r,
+		replies:    replies{conn: n.conn, style: n.style},
+		slots:      semaphore.NewWeighted(int64(limits.Requests)),
+		bytes:      semaphore.NewWeighted(limits.Bytes),
 	}
+	s.flags = a.flags(s.style, s.allocation)
+	return s
 }
 
 // flags computes the transmission flags (proto.md, "Transmission flags").
-func (a *Abilities) flags() wire.TransmissionFlags {
+func (a *Abilities) flags(style style, allocation bool) wire.TransmissionFlags {
 	f := wire.FlagHasFlags
 	set := func(flag wire.TransmissionFlags, on bool) {
 		if on {
@@ -57,7 +64,11 @@ func (a *Abilities) flags() wire.TransmissionFlags {
 	set(wire.FlagRotational, a.Rotational)
 	set(wire.FlagSendTrim, writable && a.Trim != nil)
 	set(wire.FlagSendWriteZeroes, writable)
+	set(wire.FlagSendFastZero, writable && a.Zero != nil)
+	set(wire.FlagSendDF, style != simple)
 	set(wire.FlagCanMultiConn, a.MultiConn || !writable)
+	set(wire.FlagSendCache, a.Cache != nil)
+	set(wire.FlagBlockStatusPayload, style == extended && allocation)
 	return f
 }
 

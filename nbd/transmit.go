@@ -14,7 +14,8 @@ import (
 // request is one request and what it holds until it has been answered.
 type request struct {
 	wire.Request
-	payload *buffer // of a WRITE
+	payloadLen uint64  // bytes that follow it
+	payload    *buffer // those bytes
 }
 
 // transmit is the transmission phase: requests are read one after the other,
@@ -40,22 +41,33 @@ func (s *session) transmit() error {
 
 // readRequest reads a request without its payload.
 func (s *session) readRequest() (*request, error) {
-	var h [wire.RequestSize]byte
-	if n, err := io.ReadFull(s.r, h[:]); err != nil {
+	var buf [wire.ExtendedRequestSize]byte
+	h, parse := buf[:wire.RequestSize], wire.ParseRequest
+	if s.style == extended {
+		h, parse = buf[:], wire.ParseExtendedRequest
+	}
+	if n, err := io.ReadFull(s.r, h); err != nil {
 		if n == 0 && errors.Is(err, io.EOF) {
 			return nil, errHangup
 		}
 		return nil, fmt.Errorf("reading a request: %w", err)
 	}
-	req, err := wire.ParseRequest(h[:])
-	return &request{Request: req}, err
+	r, err := parse(h)
+	if err != nil {
+		return nil, err
+	}
+	req := &request{Request: r}
+	if s.style == extended && r.Flags&wire.CmdFlagPayloadLen != 0 || s.style != extended && r.Command == wire.CmdWrite {
+		req.payloadLen = r.Length
+	}
+	return req, nil
 }
 
 // accept starts work on a request, or refuses it. What it may cost is reserved
 // before its payload is read: while the limits are reached nothing is read, and
 // the socket is the queue. It returns an error if the connection cannot go on.
 func (s *session) accept(req *request) error {
-	if err := s.validate(&req.Request); err != nil {
+	if err := s.validate(req); err != nil {
 		if err := s.discardPayload(req); err != nil {
 			return err
 		}
@@ -83,8 +95,8 @@ type hold struct {
 
 // holds are the shares that req needs, always taken in this order.
 func (s *session) holds(req *request) [4]hold {
-	var n int64
-	if req.Command == wire.CmdRead || req.Command == wire.CmdWrite {
+	n := int64(req.payloadLen)
+	if req.Command == wire.CmdRead {
 		n = int64(req.Length)
 	}
 	srv := s.conn.srv
@@ -118,36 +130,43 @@ func giveBack(holds []hold) {
 	}
 }
 
-// readPayload reads the payload of a WRITE. A client that has begun one has to
-// go on with it: others may be waiting for the memory it holds.
+// readPayload reads the payload of a valid request. A client that has begun one
+// has to go on with it: others may be waiting for the memory it holds.
 func (s *session) readPayload(req *request) error {
-	if req.Command != wire.CmdWrite {
+	if req.payloadLen == 0 {
 		return nil
 	}
-	req.payload = newBuffer(int(req.Length))
-	if s.r.Buffered() < int(req.Length) {
-		s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.Length)))
-		defer s.conn.setReadDeadline(time.Time{})
-	}
-	if _, err := io.ReadFull(s.r, req.payload.data()); err != nil {
-		return fmt.Errorf("reading the %d bytes of a WRITE: %w", req.Length, err)
-	}
-	return nil
+	req.payload = newBuffer(int(req.payloadLen))
+	return s.payloadDeadline(req, func() error {
+		_, err := io.ReadFull(s.r, req.payload.data())
+		return err
+	})
 }
 
-// discardPayload reads past the payload of a refused WRITE, so that the next
-// request is found.
+// discardPayload reads past the payload of a refused request, so that the next
+// one is found.
 func (s *session) discardPayload(req *request) error {
-	if req.Command != wire.CmdWrite {
-		return nil // no other command has one (proto.md, "Request types")
+	limit := uint64(discardLimit)
+	if s.style == extended {
+		limit = wire.MaxPayload // the extension asks for a hard disconnect
 	}
-	if req.Length > discardLimit {
-		return fmt.Errorf("a WRITE of %d bytes: the largest is %d", req.Length, wire.MaxPayload)
+	if req.payloadLen > limit {
+		return fmt.Errorf("a payload of %d bytes for %v: the largest is %d", req.payloadLen, req.Command, wire.MaxPayload)
 	}
-	s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.Length)))
-	defer s.conn.setReadDeadline(time.Time{})
-	if _, err := io.CopyN(io.Discard, s.r, int64(req.Length)); err != nil {
-		return fmt.Errorf("reading past the %d bytes of a WRITE: %w", req.Length, err)
+	return s.payloadDeadline(req, func() error {
+		_, err := io.CopyN(io.Discard, s.r, int64(req.payloadLen))
+		return err
+	})
+}
+
+// payloadDeadline runs read with a deadline, if it will have to wait.
+func (s *session) payloadDeadline(req *request, read func() error) error {
+	if uint64(s.r.Buffered()) < req.payloadLen {
+		s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.payloadLen)))
+		defer s.conn.setReadDeadline(time.Time{})
+	}
+	if err := read(); err != nil {
+		return fmt.Errorf("reading the %d bytes of a %v: %w", req.payloadLen, req.Command, err)
 	}
 	return nil
 }

@@ -62,17 +62,23 @@ func TestReadWriteTrimZeroFlush(t *testing.T) {
 	c.Disconnect()
 }
 
+// everything is what a disk in memory offers to a client with simple replies.
+const everything = wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim |
+	wire.FlagSendWriteZeroes | wire.FlagSendFastZero | wire.FlagSendCache | wire.FlagCanMultiConn
+
 func TestX1FlagsFollowAbilities(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		edit func(*nbd.Abilities)
 		want wire.TransmissionFlags
 	}{
-		{"everything", func(*nbd.Abilities) {}, wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim | wire.FlagSendWriteZeroes | wire.FlagCanMultiConn},
-		{"no trim", func(a *nbd.Abilities) { a.Trim = nil }, wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendWriteZeroes | wire.FlagCanMultiConn},
-		{"no sync", func(a *nbd.Abilities) { a.Sync, a.MultiConn = nil, false }, wire.FlagHasFlags | wire.FlagSendTrim | wire.FlagSendWriteZeroes},
-		{"rotational", func(a *nbd.Abilities) { a.Rotational = true }, wire.FlagHasFlags | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendTrim | wire.FlagSendWriteZeroes | wire.FlagCanMultiConn | wire.FlagRotational},
-		{"read-only", func(a *nbd.Abilities) { a.ReadOnly() }, wire.FlagHasFlags | wire.FlagReadOnly | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagCanMultiConn},
+		{"everything", func(*nbd.Abilities) {}, everything},
+		{"no trim", func(a *nbd.Abilities) { a.Trim = nil }, everything &^ wire.FlagSendTrim},
+		{"no zero", func(a *nbd.Abilities) { a.Zero = nil }, everything &^ wire.FlagSendFastZero},
+		{"no cache", func(a *nbd.Abilities) { a.Cache = nil }, everything &^ wire.FlagSendCache},
+		{"no sync", func(a *nbd.Abilities) { a.Sync, a.MultiConn = nil, false }, everything &^ (wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagCanMultiConn)},
+		{"rotational", func(a *nbd.Abilities) { a.Rotational = true }, everything | wire.FlagRotational},
+		{"read-only", func(a *nbd.Abilities) { a.ReadOnly() }, wire.FlagHasFlags | wire.FlagReadOnly | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendCache | wire.FlagCanMultiConn},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := nbdtest.Hello(t, serve(t, edited(test.edit)).addr)
@@ -172,7 +178,7 @@ func TestS6LargePayloads(t *testing.T) {
 	}
 	c.Request(wire.CmdWrite, 0, 1, 0, 64*mib+1)
 	c.ExpectEnd()
-	s.log.Expect("connection broken", "a WRITE of 67108865 bytes")
+	s.log.Expect("connection broken", "a payload of 67108865 bytes for WRITE")
 }
 
 func TestS1ThirtyTwoMiB(t *testing.T) {
@@ -310,11 +316,11 @@ func TestX19UnknownCommandsAndFlags(t *testing.T) {
 		{99, 0},
 		{0xffff, 0xffff},
 		{wire.CmdBlockStatus, 0},
-		{wire.CmdCache, 0},
+		{wire.CmdRead, wire.CmdFlagPayloadLen},
 		{wire.CmdRead, wire.CmdFlagDF},
 		{wire.CmdRead, 1 << 15},
 		{wire.CmdTrim, wire.CmdFlagNoHole},
-		{wire.CmdWriteZeroes, wire.CmdFlagFastZero},
+		{wire.CmdCache, wire.CmdFlagFastZero},
 		{wire.CmdFlush, wire.CmdFlagReqOne},
 	} {
 		// A length, but no payload: only WRITE has one.

@@ -63,4 +63,6 @@ func (s dirSource) Open(_ context.Context, info nbd.OpenInfo) (nbd.Backend, erro
 	return s.Dir.Open(info.Name)
 }
 
+func (s dirSource) Check(_ context.Context, name string) error { return s.Dir.Check(name) }
+
 func (s dirSource) Names(context.Context) ([]string, error) { return s.Dir.Names() }

@@ -38,6 +38,8 @@ type Lister interface {
 	Source
 	// Names lists them.
 	Names(ctx context.Context) ([]string, error)
+	// Check reports nbd.ErrNoExport if there is none of that name.
+	Check(ctx context.Context, name string) error
 }
 
 // All is every plugin there is.

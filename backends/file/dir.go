@@ -31,9 +31,6 @@ func OpenDir(path string, o Options) (*Dir, error) {
 // Open opens the file called name. What is not there, or may not be exported,
 // is nbd.ErrNoExport.
 func (d *Dir) Open(name string) (*Handle, error) {
-	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
-		return nil, fmt.Errorf("%w: %q is not a name in a directory", nbd.ErrNoExport, name)
-	}
 	return d.shares.Open(
 		func() (fs.FileInfo, error) { return d.stat(name) },
 		func() (*File, error) {
@@ -42,8 +39,17 @@ func (d *Dir) Open(name string) (*Handle, error) {
 	)
 }
 
+// Check reports nbd.ErrNoExport if there is no file to be exported by that name.
+func (d *Dir) Check(name string) error {
+	_, err := d.stat(name)
+	return err
+}
+
 // stat follows links as far as they stay in the directory.
 func (d *Dir) stat(name string) (fs.FileInfo, error) {
+	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
+		return nil, fmt.Errorf("%w: %q is not a name in a directory", nbd.ErrNoExport, name)
+	}
 	fi, err := d.root.Stat(name)
 	switch {
 	case err != nil:
@@ -67,7 +73,7 @@ func (d *Dir) Names() ([]string, error) {
 	}
 	var names []string
 	for _, name := range all {
-		if _, err := d.stat(name); err == nil {
+		if d.Check(name) == nil {
 			names = append(names, name)
 		}
 	}

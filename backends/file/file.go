@@ -42,9 +42,16 @@ type File struct {
 	// would be a lie about writes that went before.
 	syncErr atomic.Pointer[error]
 
+	// data is a range known to be data, so that a READ in it need not ask for
+	// holes. To take a hole for data is never wrong; only trimming and zeroing,
+	// which make holes, let go of it.
+	data atomic.Pointer[span]
+
 	// What the file system has turned out not to know.
 	noPunch, noZeroRange, noDsync atomic.Bool
 }
+
+type span struct{ start, end int64 }
 
 // Open opens the file or block device at path.
 func Open(path string, o Options) (*File, error) {
@@ -146,6 +153,7 @@ func (f *File) rememberSync(err error) error {
 
 // Trim gives back the storage of n bytes at off, if the file system can.
 func (f *File) Trim(off, n int64) error {
+	defer f.data.Store(nil)
 	if f.device {
 		return ignoreUnsupported(discard(f.f, off, n))
 	}
@@ -153,15 +161,21 @@ func (f *File) Trim(off, n int64) error {
 }
 
 // Zero makes n bytes at off zero without writing them, or fails with
-// errors.ErrUnsupported.
+// errors.ErrUnsupported. To be fast is to be sure that nobody writes them: the
+// kernel may, to a device that cannot zero.
 func (f *File) Zero(off, n int64, flags nbd.ZeroFlags) error {
+	defer f.data.Store(nil)
+	fast := flags&nbd.ZeroFast != 0
 	if flags&nbd.ZeroMayTrim != 0 {
 		if err := f.try(&f.noPunch, punchHole, off, n); !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
 	}
+	if f.device && fast {
+		return errors.ErrUnsupported
+	}
 	err := f.try(&f.noZeroRange, zeroRange, off, n)
-	if !errors.Is(err, errors.ErrUnsupported) || f.device {
+	if !errors.Is(err, errors.ErrUnsupported) || f.device || fast {
 		return err
 	}
 	// tmpfs, for one, can punch and allocate, but not zero.
@@ -169,6 +183,28 @@ func (f *File) Zero(off, n int64, flags nbd.ZeroFlags) error {
 		return err
 	}
 	return allocate(f.f, off, n)
+}
+
+// Hole says whether off is in a hole, and how far that or the data reach, within
+// n bytes: lseek(2) with SEEK_DATA and SEEK_HOLE. Where it cannot tell, all is
+// data.
+func (f *File) Hole(off, n int64) (hole bool, length int64) {
+	if d := f.data.Load(); d != nil && d.start <= off && off < d.end {
+		return false, min(n, d.end-off)
+	}
+	start, err := seekData(f.f, off)
+	switch {
+	case err != nil:
+		return false, n
+	case start > off:
+		return true, min(n, start-off)
+	}
+	end, err := seekHole(f.f, off)
+	if err != nil || end <= off { // trimmed meanwhile
+		return false, n
+	}
+	f.data.Store(&span{off, end})
+	return false, min(n, end-off)
 }
 
 // try calls op unless the file system is known not to support it. A device
@@ -200,6 +236,8 @@ func (f *File) Resolve(a *nbd.Abilities) error {
 	a.WriteFUA = f.WriteFUA
 	a.Trim = f.Trim
 	a.Zero = f.Zero
+	a.Hole = f.Hole
+	a.Cache = func(off, n int64) error { return willNeed(f.f, off, n) }
 	a.MultiConn = true // one page cache, one fdatasync
 	a.Rotational = f.device && rotational(f.f)
 	return nil

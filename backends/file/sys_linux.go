@@ -3,6 +3,7 @@ package file
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"unsafe"
@@ -92,6 +93,34 @@ func discard(f *os.File, off, n int64) error {
 		}
 		return nil
 	}))
+}
+
+// seekData returns where data begin, at off or behind; without any, beyond
+// every offset.
+func seekData(f *os.File, off int64) (int64, error) {
+	at, err := seek(f, off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return math.MaxInt64, nil
+	}
+	return at, err
+}
+
+// seekHole returns where a hole begins, at off or behind: the end of the file
+// counts as one.
+func seekHole(f *os.File, off int64) (int64, error) { return seek(f, off, unix.SEEK_HOLE) }
+
+// seek moves the offset of the open file, which nothing else uses.
+func seek(f *os.File, off int64, whence int) (at int64, err error) {
+	err = control(f, func(fd int) error {
+		at, err = unix.Seek(fd, off, whence)
+		return err
+	})
+	return at, err
+}
+
+// willNeed is posix_fadvise(2), POSIX_FADV_WILLNEED: the kernel reads ahead.
+func willNeed(f *os.File, off, n int64) error {
+	return os.NewSyscallError("posix_fadvise", control(f, func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_WILLNEED) }))
 }
 
 func isInvalid(err error) bool { return errors.Is(err, unix.EINVAL) }

@@ -17,6 +17,9 @@ func punchHole(*os.File, int64, int64) error          { return errNo }
 func zeroRange(*os.File, int64, int64) error          { return errNo }
 func allocate(*os.File, int64, int64) error           { return errNo }
 func discard(*os.File, int64, int64) error            { return errNo }
+func seekData(*os.File, int64) (int64, error)         { return 0, errNo }
+func seekHole(*os.File, int64) (int64, error)         { return 0, errNo }
+func willNeed(*os.File, int64, int64) error           { return nil }
 func isInvalid(error) bool                            { return false }
 func advise(*os.File, Advice)                         {}
 func rotational(*os.File) bool                        { return false }

@@ -3,6 +3,7 @@
 package memory
 
 import (
+	"maps"
 	"sync"
 
 	"nbd-ktls-server/nbd"
@@ -79,17 +80,60 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 // Zero makes n bytes at off zero. Whole pages are given back, whatever flags
 // say: memory that is gone can be had again.
 func (d *Disk) Zero(off, n int64, _ nbd.ZeroFlags) error {
-	eachPage(off, n, func(i, from, to int64) {
-		s := &d.shard[i%shards]
-		s.mu.Lock()
-		if to-from == pageSize {
-			delete(s.pages, i)
-		} else if pg := s.pages[i]; pg != nil {
-			clear(pg[from:to])
-		}
-		s.mu.Unlock()
-	})
+	first, last := (off+pageSize-1)/pageSize, (off+n)/pageSize // whole pages
+	if last-first > manyPages {
+		d.drop(first, last)
+		eachPage(off, first*pageSize-off, d.zeroPart)
+		eachPage(last*pageSize, off+n-last*pageSize, d.zeroPart)
+		return nil
+	}
+	eachPage(off, n, d.zeroPart)
 	return nil
+}
+
+// zeroPart zeroes a part of a page.
+func (d *Disk) zeroPart(i, from, to int64) {
+	s := &d.shard[i%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if to-from == pageSize {
+		delete(s.pages, i)
+	} else if pg := s.pages[i]; pg != nil {
+		clear(pg[from:to])
+	}
+}
+
+// manyPages is from where it is cheaper to look at the pages that there are
+// than at those that there could be.
+const manyPages = 1 << 12
+
+// drop gives back the pages from first up to last.
+func (d *Disk) drop(first, last int64) {
+	for i := range d.shard {
+		s := &d.shard[i]
+		s.mu.Lock()
+		maps.DeleteFunc(s.pages, func(i int64, _ *page) bool { return first <= i && i < last })
+		s.mu.Unlock()
+	}
+}
+
+// Hole says whether the page of off was never written, and how far pages of its
+// kind reach, within n bytes; it looks at manyPages at most.
+func (d *Disk) Hole(off, n int64) (hole bool, length int64) {
+	first := off / pageSize
+	hole = !d.has(first)
+	i := first + 1
+	for i*pageSize < off+n && i-first < manyPages && d.has(i) != hole {
+		i++
+	}
+	return hole, min(i*pageSize-off, n)
+}
+
+func (d *Disk) has(i int64) bool {
+	s := &d.shard[i%shards]
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.pages[i] != nil
 }
 
 // Trim zeroes n bytes at off.
@@ -106,6 +150,8 @@ func (d *Disk) Resolve(a *nbd.Abilities) error {
 	a.WriteFUA = d.WriteAt
 	a.Trim = d.Trim
 	a.Zero = d.Zero
+	a.Hole = d.Hole
+	a.Cache = func(_, _ int64) error { return nil }
 	a.MultiConn = true
 	return nil
 }

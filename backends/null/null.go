@@ -31,6 +31,8 @@ func (b *Backend) Resolve(a *nbd.Abilities) error {
 	a.WriteFUA = b.WriteAt
 	a.Trim = func(_, _ int64) error { return nil }
 	a.Zero = func(_, _ int64, _ nbd.ZeroFlags) error { return nil }
+	a.Hole = func(_, n int64) (bool, int64) { return true, n }
+	a.Cache = func(_, _ int64) error { return nil }
 	a.MultiConn = true
 	return nil
 }

@@ -48,5 +48,6 @@ func (b *Backend) Sync() error { return nil }
 // Resolve implements [nbd.Resolver].
 func (b *Backend) Resolve(a *nbd.Abilities) error {
 	a.ReadOnly()
+	a.Cache = func(_, _ int64) error { return nil }
 	return nil
 }

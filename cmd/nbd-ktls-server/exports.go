@@ -18,12 +18,15 @@ type pluginExports struct {
 }
 
 // Lookup implements [nbd.Exports].
-func (e *pluginExports) Lookup(_ context.Context, _ nbd.Client, name string) (*nbd.Export, error) {
-	_, many := e.source.(plugins.Lister)
-	switch {
-	case name == "":
+func (e *pluginExports) Lookup(ctx context.Context, _ nbd.Client, name string) (*nbd.Export, error) {
+	if name == "" {
 		name = e.name
-	case !many && !e.anyName && name != e.name:
+	}
+	if l, ok := e.source.(plugins.Lister); ok {
+		if err := l.Check(ctx, name); err != nil {
+			return nil, err
+		}
+	} else if !e.anyName && name != e.name {
 		return nil, nbd.ErrNoExport
 	}
 	return e.export(name), nil

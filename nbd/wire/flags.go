@@ -29,6 +29,8 @@ const (
 	FlagCanMultiConn    TransmissionFlags = 1 << 8
 	FlagSendCache       TransmissionFlags = 1 << 10
 	FlagSendFastZero    TransmissionFlags = 1 << 11
+	// FlagBlockStatusPayload comes with extended headers only.
+	FlagBlockStatusPayload TransmissionFlags = 1 << 12
 )
 
 // CommandFlags modify one request (proto.md, "Command flags").
@@ -40,4 +42,7 @@ const (
 	CmdFlagDF       CommandFlags = 1 << 2
 	CmdFlagReqOne   CommandFlags = 1 << 3
 	CmdFlagFastZero CommandFlags = 1 << 4
+	// CmdFlagPayloadLen says that Length bytes of payload follow the request.
+	// It comes with extended headers only.
+	CmdFlagPayloadLen CommandFlags = 1 << 5
 )

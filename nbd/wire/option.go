@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-//go:generate go tool stringer -linecomment -type=Option,OptionReply,Info,Command,Errno -output=strings.go
+//go:generate go tool stringer -linecomment -type=Option,OptionReply,Info,Command,ChunkType,Errno -output=strings.go
 
 // Option is what a client asks for while haggling (proto.md, "Option types").
 type Option uint32

@@ -18,8 +18,12 @@ const (
 	MagicNBD         uint64 = 0x4e42444d41474943 // "NBDMAGIC"
 	MagicOption      uint64 = 0x49484156454F5054 // "IHAVEOPT"
 	MagicOptionReply uint64 = 0x0003e889045565a9
-	MagicRequest     uint32 = 0x25609513
-	MagicSimpleReply uint32 = 0x67446698
+
+	MagicRequest         uint32 = 0x25609513
+	MagicExtendedRequest uint32 = 0x21e41c71
+	MagicSimpleReply     uint32 = 0x67446698
+	MagicStructuredReply uint32 = 0x668e33ef
+	MagicExtendedReply   uint32 = 0x6e8a278c
 )
 
 // Sizes of the fixed parts of messages, in bytes.
@@ -31,7 +35,10 @@ const (
 	ExportNameReplySize   = 8 + 2 // without the zeroes
 	ExportNameZeroes      = 124
 	RequestSize           = 4 + 2 + 2 + 8 + 8 + 4
+	ExtendedRequestSize   = 4 + 2 + 2 + 8 + 8 + 8
 	SimpleReplySize       = 4 + 4 + 8
+	StructuredReplySize   = 4 + 2 + 2 + 8 + 4
+	ExtendedReplySize     = 4 + 2 + 2 + 8 + 8 + 8
 )
 
 // MaxString bounds every string of the protocol: "the maximum length of a

@@ -245,7 +245,7 @@ func (c *Client) StartTLS(config *tls.Config) {
 	c.Conn = tc
 }
 
-// Request sends a request.
+// Request sends a compact request.
 func (c *Client) Request(cmd wire.Command, flags wire.CommandFlags, cookie, offset uint64, length uint32, payload ...any) {
 	c.T.Helper()
 	c.Send(uint32(0x25609513), uint16(flags), uint16(cmd), cookie, offset, length, Bytes(payload...))
@@ -287,4 +287,155 @@ func (c *Client) Disconnect() {
 	c.T.Helper()
 	c.Request(wire.CmdDisc, 0, 0, 0, 0)
 	c.ExpectEnd()
+}
+
+// Chunk is one chunk of a structured or extended reply.
+type Chunk struct {
+	Done   bool
+	Type   wire.ChunkType
+	Cookie uint64
+	Offset uint64 // of the request, in extended replies
+	Data   []byte
+}
+
+// maxChunk bounds what a test is willing to take.
+const maxChunk = 33 << 20
+
+// Chunk reads a chunk of a structured reply.
+func (c *Client) Chunk() Chunk {
+	c.T.Helper()
+	if m := c.u32(); m != 0x668e33ef {
+		c.T.Fatalf("structured reply magic %#x", m)
+	}
+	k := c.chunkHead()
+	k.Data = c.chunkData(uint64(c.u32()))
+	return k
+}
+
+// ExtendedChunk reads a chunk of an extended reply.
+func (c *Client) ExtendedChunk() Chunk {
+	c.T.Helper()
+	if m := c.u32(); m != 0x6e8a278c {
+		c.T.Fatalf("extended reply magic %#x", m)
+	}
+	k := c.chunkHead()
+	k.Offset = c.u64()
+	k.Data = c.chunkData(c.u64())
+	return k
+}
+
+func (c *Client) chunkHead() Chunk {
+	c.T.Helper()
+	flags := c.u16()
+	if flags&^1 != 0 {
+		c.T.Fatalf("reply flags %#x", flags)
+	}
+	return Chunk{Done: flags&1 != 0, Type: wire.ChunkType(c.u16()), Cookie: c.u64()}
+}
+
+func (c *Client) chunkData(n uint64) []byte {
+	c.T.Helper()
+	if n > maxChunk {
+		c.T.Fatalf("a chunk of %d bytes", n)
+	}
+	return c.Receive(int(n))
+}
+
+// Error returns what an error chunk says.
+func (k Chunk) Error() (errno wire.Errno, text string, offset uint64) {
+	if len(k.Data) < 6 {
+		return 0, "", 0
+	}
+	errno = wire.Errno(binary.BigEndian.Uint32(k.Data))
+	n := int(binary.BigEndian.Uint16(k.Data[4:]))
+	if k.Type == wire.ReplyErrorOffset && len(k.Data) == 6+n+8 {
+		offset = binary.BigEndian.Uint64(k.Data[6+n:])
+	} else if k.Type != wire.ReplyError || len(k.Data) != 6+n {
+		return 0, "", 0
+	}
+	return errno, string(k.Data[6 : 6+n]), offset
+}
+
+// ChunkedReply is the chunks of one reply.
+type ChunkedReply []Chunk
+
+// Chunks reads chunks up to the one that ends a reply.
+func (c *Client) Chunks(next func() Chunk) (r ChunkedReply) {
+	c.T.Helper()
+	for {
+		k := next()
+		r = append(r, k)
+		if k.Done {
+			return r
+		}
+	}
+}
+
+// Content puts the content of a reply to a READ together, and fails the test
+// unless its chunks cover the request exactly once, none is empty, and holes
+// and data are where the protocol allows them. It returns how many chunks hold
+// content, and the error that ended the reply.
+func (c *Client) Content(r ChunkedReply, offset uint64, length uint32) (data []byte, chunks, holes int, errno wire.Errno) {
+	c.T.Helper()
+	data = make([]byte, length)
+	covered := make([]bool, length)
+	cover := func(at, n uint64) []byte {
+		if n == 0 || at < offset || at-offset+n > uint64(length) {
+			c.T.Fatalf("a chunk of %d bytes at %d, for a READ of %d at %d", n, at, length, offset)
+		}
+		for i := at - offset; i < at-offset+n; i++ {
+			if covered[i] {
+				c.T.Fatalf("byte %d comes twice", offset+i)
+			}
+			covered[i] = true
+		}
+		chunks++
+		return data[at-offset:][:n]
+	}
+	for _, k := range r {
+		switch k.Type {
+		case wire.ReplyOffsetData:
+			if len(k.Data) < 9 {
+				c.T.Fatalf("OFFSET_DATA of %d bytes", len(k.Data))
+			}
+			copy(cover(binary.BigEndian.Uint64(k.Data), uint64(len(k.Data)-8)), k.Data[8:])
+		case wire.ReplyOffsetHole:
+			if len(k.Data) != 12 {
+				c.T.Fatalf("OFFSET_HOLE of %d bytes", len(k.Data))
+			}
+			cover(binary.BigEndian.Uint64(k.Data), uint64(binary.BigEndian.Uint32(k.Data[8:])))
+			holes++
+		case wire.ReplyNone:
+			if !k.Done || len(k.Data) != 0 {
+				c.T.Fatalf("NONE with %d bytes, done %v", len(k.Data), k.Done)
+			}
+		case wire.ReplyError, wire.ReplyErrorOffset:
+			if errno, _, _ = k.Error(); errno == 0 {
+				c.T.Fatalf("malformed error chunk %x", k.Data)
+			}
+		default:
+			c.T.Fatalf("%v in the reply to a READ", k.Type)
+		}
+	}
+	for i := range covered {
+		if !covered[i] && errno == 0 {
+			c.T.Fatalf("byte %d is missing", offset+uint64(i))
+		}
+	}
+	return data, chunks, holes, errno
+}
+
+// ExtendedRequest sends an extended request.
+func (c *Client) ExtendedRequest(cmd wire.Command, flags wire.CommandFlags, cookie, offset, length uint64, payload ...any) {
+	c.T.Helper()
+	c.Send(uint32(0x21e41c71), uint16(flags), uint16(cmd), cookie, offset, length, Bytes(payload...))
+}
+
+// MetaRequest is the data of LIST_META_CONTEXT and SET_META_CONTEXT.
+func MetaRequest(name string, queries ...string) []byte {
+	b := Bytes(uint32(len(name)), name, uint32(len(queries)))
+	for _, q := range queries {
+		b = append(b, Bytes(uint32(len(q)), q)...)
+	}
+	return b
 }

@@ -1,0 +1,89 @@
+package nbd
+
+import (
+	"fmt"
+	"io"
+
+	"nbd-ktls-server/nbd/wire"
+)
+
+// minHole is the smallest hole that is worth a chunk of its own: smaller ones
+// are sent as zeroes among the data.
+const minHole = 4096
+
+// handleRead answers a READ.
+func (s *session) handleRead(req *request) {
+	s.stats.bytesRead.Add(int64(req.Length))
+	switch {
+	case req.Length == 0 && s.style != simple:
+		s.replies.done(req) // a chunk of data may not be empty
+	case s.style == simple || req.Flags&wire.CmdFlagDF != 0 || s.able.Hole == nil:
+		s.sendData(req, int64(req.Offset), int64(req.Length), true)
+	default:
+		s.readSparse(req)
+	}
+}
+
+// readSparse sends data and holes each as what they are (proto.md,
+// "NBD_CMD_READ"). A failure after the first chunk ends the reply with an error,
+// which makes the whole of it void.
+func (s *session) readSparse(req *request) {
+	off, end := int64(req.Offset), int64(req.Offset+req.Length)
+	for off < end {
+		hole, n := s.nextChunk(off, end-off)
+		var ok bool
+		if last := off+n == end; hole {
+			ok = s.replies.hole(req, uint64(off), uint32(n), last) == nil
+		} else {
+			ok = s.sendData(req, off, n, last)
+		}
+		if !ok {
+			return
+		}
+		off += n
+	}
+}
+
+// nextChunk says whether a hole or data come next, and how many bytes of it.
+func (s *session) nextChunk(off, n int64) (hole bool, length int64) {
+	for length < n {
+		h, k := s.able.Hole(off+length, n-length)
+		k = min(max(k, 1), n-length)
+		if h && k >= minHole {
+			if length == 0 {
+				return true, k
+			}
+			return false, length
+		}
+		length += k
+	}
+	return false, length
+}
+
+// sendData reads n bytes at off and sends them: with the data or with an error,
+// known before the first byte of the chunk is sent. It reports whether the
+// reply can go on.
+func (s *session) sendData(req *request, off, n int64, last bool) bool {
+	b := newBuffer(int(n))
+	defer b.free()
+	err := s.guard(func() error { return readFull(s.able.ReadAt, b.data(), off) })
+	if err != nil {
+		s.logFailure(req, err)
+		s.replies.failAt(req, errnoOf(err), clientText(err), uint64(off))
+		return false
+	}
+	return s.replies.data(req, uint64(off), b, last) == nil
+}
+
+// readFull makes a short read an error: bytes that were not read must never be
+// sent.
+func readFull(readAt func([]byte, int64) (int, error), p []byte, off int64) error {
+	n, err := readAt(p, off)
+	switch {
+	case n == len(p): // io.ReaderAt allows io.EOF along with the last bytes
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%d of %d bytes were read at %d: %w", n, len(p), off, io.ErrUnexpectedEOF)
+}
