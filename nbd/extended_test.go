@@ -149,7 +149,7 @@ func TestE6ExtendedBlockStatus(t *testing.T) {
 		}
 	}})).extended(t)
 	if got, want := extendedStatus(t, askExtended(c, wire.CmdBlockStatus, 0, 0, 16<<40)),
-		([]wire.Descriptor{desc(8 << 40, hole), desc(page, 0), desc(8<<40 - page, hole)}); !cmp.Equal(got, want) {
+		([]wire.Descriptor{desc(8<<40, hole), desc(page, 0), desc(8<<40-page, hole)}); !cmp.Equal(got, want) {
 		t.Error(cmp.Diff(want, got))
 	}
 	if got, want := extendedStatus(t, askExtended(c, wire.CmdBlockStatus, wire.CmdFlagReqOne, 8<<40, 8<<40)),

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,6 +17,79 @@ import (
 	"nbd-ktls-server/nbd/wire"
 	"nbd-ktls-server/test/nbdtest"
 )
+
+// acceptTCP hands the connections that it accepts to the test.
+type acceptTCP struct {
+	net.Listener
+	accepted chan *net.TCPConn
+}
+
+func (l acceptTCP) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted <- nc.(*net.TCPConn)
+	}
+	return nc, err
+}
+
+func TestH1NoDelay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	al := acceptTCP{l, make(chan *net.TCPConn, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- (&nbd.Server{Exports: nbd.ExportList{}, Log: nbdtest.NewLog(t).Logger()}).Serve(ctx, al)
+	}()
+	c := nbdtest.Hello(t, l.Addr())
+	c.Expect(wire.RepAck, wire.OptList)
+	rc, err := (<-al.accepted).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) {
+		if on, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_NODELAY); err != nil || on == 0 {
+			t.Errorf("TCP_NODELAY is %d, %v", on, err)
+		}
+	})
+	c.Expect(wire.RepAck, wire.OptAbort)
+	c.Close()
+	cancel()
+	<-done
+}
+
+// A client that is haggling when the server shuts down is told so.
+func TestH22ShutdownWhileHaggling(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := nbdtest.NewLog(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- (&nbd.Server{Exports: nbd.ExportList{}, Log: log.Logger()}).Serve(ctx, l) }()
+	talks, silent := nbdtest.Hello(t, l.Addr()), nbdtest.Hello(t, l.Addr())
+	talks.Expect(wire.RepAck, wire.OptList)
+	silent.Expect(wire.RepAck, wire.OptList)
+	cancel()
+	for _, final := talks.Ask(wire.OptList); final.Type != wire.RepErrShutdown; _, final = talks.Ask(wire.OptList) {
+		if final.Type != wire.RepAck { // before it has heard
+			t.Fatalf("LIST: %v", final.Type)
+		}
+	}
+	talks.Expect(wire.RepErrShutdown, wire.OptGo, nbdtest.InfoRequest(""))
+	talks.Expect(wire.RepAck, wire.OptAbort)
+	talks.ExpectEnd()
+	talks.Close()
+	silent.ExpectEnd()
+	silent.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	log.Expect("connection closed", "the server is shutting down")
+}
 
 func TestH2Greeting(t *testing.T) {
 	c := nbdtest.Dial(t, serve(t).addr)

@@ -13,6 +13,7 @@ import (
 
 	"nbd-ktls-server/backends/memory"
 	"nbd-ktls-server/backends/null"
+	"nbd-ktls-server/backends/pattern"
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/nbd/wire"
 	"nbd-ktls-server/test/nbdtest"
@@ -159,6 +160,18 @@ func TestX9DontFragment(t *testing.T) {
 		got, chunks, holes, errno := c.Content(r, 0, n)
 		if errno != 0 || chunks != 1 || holes != 0 || !bytes.Equal(got, want[:n]) {
 			t.Errorf("READ %d with DF: %v, %d chunks, %d holes", n, errno, chunks, holes)
+		}
+	}
+}
+
+// S7: a chunk is never longer than the largest payload and its own offset.
+func TestS7LargestChunk(t *testing.T) {
+	c := serve(t, withBackend(pattern.New(64*mib))).structured(t, false)
+	for _, flags := range []wire.CommandFlags{0, wire.CmdFlagDF} {
+		for _, k := range ask(c, wire.CmdRead, flags, mib, wire.MaxPayload) {
+			if len(k.Data) > wire.MaxPayload+8 {
+				t.Errorf("a chunk of %d bytes", len(k.Data))
+			}
 		}
 	}
 }
@@ -423,12 +436,12 @@ func TestX17BlockStatus(t *testing.T) {
 		flags wire.CommandFlags
 		want  []wire.Descriptor
 	}{
-		{0, 8 * mib, 0, []wire.Descriptor{desc(page, hole), desc(2 * page, 0), desc(2 * page, hole), desc(page, 0), desc(8*mib - 6*page, hole)}},
+		{0, 8 * mib, 0, []wire.Descriptor{desc(page, hole), desc(2*page, 0), desc(2*page, hole), desc(page, 0), desc(8*mib-6*page, hole)}},
 		{0, 8 * mib, wire.CmdFlagReqOne, []wire.Descriptor{desc(page, hole)}},
 		{512, 1024, 0, []wire.Descriptor{desc(1024, hole)}},
 		{page + 512, page, wire.CmdFlagReqOne, []wire.Descriptor{desc(page, 0)}},
-		{page + 512, 4 * page, wire.CmdFlagReqOne, []wire.Descriptor{desc(2*page - 512, 0)}},
-		{3*page - 512, page, 0, []wire.Descriptor{desc(512, 0), desc(page - 512, hole)}},
+		{page + 512, 4 * page, wire.CmdFlagReqOne, []wire.Descriptor{desc(2*page-512, 0)}},
+		{3*page - 512, page, 0, []wire.Descriptor{desc(512, 0), desc(page-512, hole)}},
 		{8*mib - 1, 1, 0, []wire.Descriptor{desc(1, hole)}},
 	} {
 		if got := descriptors(t, ask(c, wire.CmdBlockStatus, test.flags, test.off, test.n)); !cmp.Equal(got, test.want) {
@@ -458,7 +471,7 @@ func TestX17ExtentsOfABackend(t *testing.T) {
 	}))
 	c := s.structured(t, true)
 	extents = []nbd.Extent{{Length: 512, Hole: true}, {Length: 512, Hole: true}, {Length: 0}, {Length: 1024, Zero: true}, {Length: 1 << 40}}
-	want := []wire.Descriptor{desc(1024, wire.StateHole), desc(1024, wire.StateZero), desc(mib - 2048, 0)}
+	want := []wire.Descriptor{desc(1024, wire.StateHole), desc(1024, wire.StateZero), desc(mib-2048, 0)}
 	if got := descriptors(t, ask(c, wire.CmdBlockStatus, 0, 0, mib)); !cmp.Equal(got, want) {
 		t.Error(cmp.Diff(want, got))
 	}

@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"reflect"
@@ -91,6 +92,42 @@ func FuzzParseInfoRequest(f *testing.F) {
 				t.Errorf("%v is in the list", i)
 			}
 		}
+	})
+}
+
+func FuzzParseMetaRequest(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x04disk\x00\x00\x00\x02\x00\x00\x00\x05base:\x00\x00\x00\x00"))
+	f.Add([]byte("\x00\x00\x00\x00\xff\xff\xff\xff"))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		req, err := wire.ParseMetaRequest(p)
+		if err != nil {
+			return
+		}
+		put := func(b []byte, n int) []byte { return binary.BigEndian.AppendUint32(b, uint32(n)) }
+		b := append(put(nil, len(req.Name)), req.Name...)
+		b = put(b, len(req.Queries))
+		for _, q := range req.Queries {
+			b = append(put(b, len(q)), q...)
+		}
+		if !bytes.Equal(b, p) {
+			t.Errorf("%x became %x", p, b)
+		}
+	})
+}
+
+func FuzzParseRequests(f *testing.F) {
+	f.Add(make([]byte, wire.ExtendedRequestSize))
+	f.Add([]byte("\x25\x60\x95\x13\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x02\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		wire.ParseStatusRequest(p)
+		if len(p) < wire.ExtendedRequestSize {
+			return
+		}
+		wire.ParseOptionHeader(p)
+		if r, err := wire.ParseRequest(p); err == nil && r.Length > 1<<32-1 {
+			t.Errorf("a compact length of %d", r.Length)
+		}
+		wire.ParseExtendedRequest(p)
 	})
 }
 
