@@ -82,9 +82,10 @@ func (c *conn) serve(ctx context.Context, h *handshake) error {
 	defer context.AfterFunc(ctx, c.stop)()
 	begun := time.Now()
 
+	defer h.leave() // after the lingering close, if nothing was ever chosen
 	sess, err := c.negotiate()
-	h.leave()
 	if err == nil {
+		h.leave()
 		c.chosen()
 		c.begin(sess)
 		err = sess.transmit()
@@ -92,13 +93,16 @@ func (c *conn) serve(ctx context.Context, h *handshake) error {
 	err = c.reason(err)
 	c.report(err, sess, begun)
 	c.close()
+	if orderly(err) {
+		return nil
+	}
 	return err
 }
 
 // begin logs that a client has got what it came for.
 func (c *conn) begin(s *session) {
 	c.log.Info("export opened", "export", s.export.Name, "size", s.able.Size,
-		"readonly", s.able.WriteAt == nil, "tls", describe(c.top), "identity", identity(c.client))
+		"readonly", s.able.WriteAt == nil, "tls", encryption(c.top), "identity", identity(c.client))
 }
 
 // report logs how the connection ended.
@@ -202,8 +206,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// describe says how nc is encrypted, for the log.
-func describe(nc net.Conn) string {
+// encryption says how nc is encrypted, for the log.
+func encryption(nc net.Conn) string {
 	if s, ok := nc.(fmt.Stringer); ok {
 		return s.String()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"net"
 )
 
@@ -56,12 +57,15 @@ type OpenInfo struct {
 }
 
 // open opens e and finds out what it can do.
-func (e *Export) open(ctx context.Context, name string, c Client) (*Abilities, error) {
-	b, err := e.Open(ctx, OpenInfo{Name: name, ReadOnly: e.ReadOnly, Client: c})
-	if err != nil {
-		return nil, err
-	}
-	a, err := Resolve(b)
+func (e *Export) open(ctx context.Context, name string, c Client, log *slog.Logger) (a *Abilities, err error) {
+	err = protect(log, func() error {
+		b, err := e.Open(ctx, OpenInfo{Name: name, ReadOnly: e.ReadOnly, Client: c})
+		if err != nil {
+			return err
+		}
+		a, err = Resolve(b)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

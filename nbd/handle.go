@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime/debug"
 
 	"nbd-ktls-server/nbd/wire"
@@ -95,7 +96,7 @@ func (s *session) zero(off, n int64, flags wire.CommandFlags) error {
 	case n > maxWrittenZeroes:
 		return refuse(wire.EOVERFLOW, "%d zeroes would have to be written; %d at a time will be", n, maxWrittenZeroes)
 	}
-	for n > 0 {
+	for n > 0 && s.conn.ctx.Err() == nil {
 		p := zeroes[:min(n, int64(len(zeroes)))]
 		if err := writeFull(s.able.WriteAt, p, off); err != nil {
 			return err
@@ -103,7 +104,7 @@ func (s *session) zero(off, n int64, flags wire.CommandFlags) error {
 		off += int64(len(p))
 		n -= int64(len(p))
 	}
-	return nil
+	return s.conn.ctx.Err()
 }
 
 // maxWrittenZeroes bounds what one request makes us write: as much as could be
@@ -121,13 +122,23 @@ func writeFull(writeAt func([]byte, int64) (int, error), p []byte, off int64) er
 	return err
 }
 
-// guard turns a panic of a backend into an error: one export's defect must not
+// guard lets a backend work: when the server's limit allows, and so that a panic
+// becomes an error.
+func (s *session) guard(f func() error) error {
+	if err := s.conn.srv.requests.Acquire(s.conn.ctx, 1); err != nil {
+		return err
+	}
+	defer s.conn.srv.requests.Release(1)
+	return protect(s.log, f)
+}
+
+// protect turns a panic of a backend into an error: one export's defect must not
 // take the others down.
-func (s *session) guard(f func() error) (err error) {
+func protect(log *slog.Logger, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v", p)
-			s.log.Error("a backend panicked", "panic", p, "stack", string(debug.Stack()))
+			log.Error("a backend panicked", "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
 	return f()

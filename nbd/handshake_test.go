@@ -176,6 +176,7 @@ func TestH8Abort(t *testing.T) {
 func TestH9List(t *testing.T) {
 	s := serve(t, withExports(
 		nbd.Export{Name: "a"}, nbd.Export{Name: "bb", Description: "the second"}, nbd.Export{Name: ""},
+		nbd.Export{Name: "not UTF-8: \xff"}, // cannot be named
 	))
 	c := nbdtest.Hello(t, s.addr)
 	var got []string

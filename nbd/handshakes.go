@@ -36,6 +36,7 @@ func (hs *handshakes) enter(ctx context.Context, evict func()) *handshake {
 	for {
 		h, wait := hs.tryEnter(evict)
 		if h != nil {
+			hs.wake() // another waiter, if there is room for it, too
 			return h
 		}
 		t := time.NewTimer(wait)
@@ -77,8 +78,13 @@ func (h *handshake) leave() {
 	}
 	h.hs.live.Remove(h.elem)
 	h.elem = nil
+	h.hs.wake()
+}
+
+// wake lets one waiter look again.
+func (hs *handshakes) wake() {
 	select {
-	case h.hs.freed <- struct{}{}:
+	case hs.freed <- struct{}{}:
 	default:
 	}
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // Limits bound what clients can make a server spend. A zero field has the
-// default in its comment.
+// default in its comment; a negative one means no limit.
 type Limits struct {
 	// Connections bounds all connections; more are closed at once. 4096.
 	Connections int
@@ -15,7 +15,7 @@ type Limits struct {
 	// next one waits, and after a second takes the place of the oldest. 100.
 	Handshakes int
 	// HandshakeTimeout is how long a client has from being accepted until it
-	// has chosen an export. 10 seconds; negative: for ever.
+	// has chosen an export. 10 seconds.
 	HandshakeTimeout time.Duration
 	// StallTimeout is how long a client may take to read or write 1 MiB once
 	// it has begun to. 60 seconds.
@@ -27,12 +27,15 @@ type Limits struct {
 	// same time. 16.
 	Requests int
 	// RequestsTotal bounds those of all connections. Each may hold a thread in
-	// a system call on a file, and Go ends a program with 10 000 threads. 1024.
+	// a system call on a file, and Go ends a program with 10 000 threads. They are
+	// counted while a backend works, not while a client sends or takes data. 1024.
 	RequestsTotal int
 	// Bytes bounds the payloads of one connection that are held in memory.
 	// 64 MiB; at least 32 MiB, one payload of the largest size.
 	Bytes int64
-	// BytesTotal bounds those of all connections. 1 GiB.
+	// BytesTotal bounds those of all connections, apart from payloads of up to
+	// 64 KiB: what large ones do, or clients that are slow to send or to take
+	// them, must not stop the small requests of others. 1 GiB.
 	BytesTotal int64
 }
 
@@ -52,8 +55,11 @@ func (l Limits) filled() Limits {
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, d T) {
-	if *v == 0 {
+	switch {
+	case *v == 0:
 		*v = d
+	case *v < 0:
+		*v = T(1) << 60 // nobody reaches this
 	}
 }
 
@@ -68,6 +74,9 @@ const (
 	// "Block size constraints": larger than 32 MiB may be).
 	discardLimit = 2 * wire.MaxPayload
 
+	// smallPayload is the largest one that BytesTotal does not count.
+	smallPayload = 64 << 10
+
 	// stallUnit is what a client must take or give within one StallTimeout.
 	stallUnit = 1 << 20
 
@@ -81,7 +90,5 @@ const (
 	lingerTimeout = 2 * time.Second
 )
 
-// stallDeadline is when n bytes must have been transferred.
-func (l *Limits) stallDeadline(n int) time.Time {
-	return time.Now().Add(l.StallTimeout * time.Duration(1+n/stallUnit))
-}
+// stallDeadline is when a stallUnit must have been transferred that begins now.
+func (l *Limits) stallDeadline() time.Time { return time.Now().Add(l.StallTimeout) }

@@ -1,9 +1,12 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"net"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -224,4 +227,127 @@ func TestX22Shutdown(t *testing.T) {
 			log.Expect("the server is shutting down")
 		})
 	}
+}
+
+// Clients that announce as much as may be in memory, and send nothing, must not
+// stop the small requests of others.
+func TestStalledPayloadsDoNotStopOthers(t *testing.T) {
+	s := serve(t, withBackend(memory.New(64*mib)), withLimits(nbd.Limits{Bytes: 32 * mib, BytesTotal: 32 * mib}))
+	for range 3 {
+		s.connect(t).Request(wire.CmdWrite, 0, 1, 0, 32*mib)
+	}
+	time.Sleep(50 * time.Millisecond)
+	victim := s.connect(t)
+	victim.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, errno := victim.Pread(0, 4096); errno != 0 {
+		t.Errorf("READ: %v", errno)
+	}
+	if errno := victim.Do(wire.CmdFlush, 0, 0, 0); errno != 0 {
+		t.Errorf("FLUSH: %v", errno)
+	}
+}
+
+// Nor may they keep the places for requests that are worked on.
+func TestStalledPayloadsHoldNoPlaces(t *testing.T) {
+	s := serve(t, withLimits(nbd.Limits{RequestsTotal: 1}))
+	s.connect(t).Request(wire.CmdWrite, 0, 1, 0, 4096)
+	time.Sleep(50 * time.Millisecond)
+	victim := s.connect(t)
+	victim.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, errno := victim.Pread(0, 4096); errno != 0 {
+		t.Errorf("READ: %v", errno)
+	}
+}
+
+// Connections that failed to negotiate wait for the client to close, but as
+// unfinished handshakes: they must not fill the limit of connections.
+func TestFailedNegotiationsDoNotFillTheServer(t *testing.T) {
+	s := serve(t, withLimits(nbd.Limits{Connections: 12, Handshakes: 4}))
+	for range 20 {
+		nc, err := net.Dial("tcp", s.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.Write([]byte{0xff, 0xff, 0xff, 0xff}) // and never closes
+	}
+	if _, errno := s.connect(t).Pread(0, 512); errno != 0 {
+		t.Error(errno)
+	}
+}
+
+func TestOneClientCannotFillTheLog(t *testing.T) {
+	s := serve(t)
+	c := nbdtest.Hello(t, s.addr)
+	for range 50 {
+		c.Expect(wire.RepErrUnknown, wire.OptInfo, nbdtest.InfoRequest(strings.Repeat("x", 4096)))
+		c.Expect(wire.RepErrPolicy, wire.OptStartTLS)
+	}
+	c.Expect(wire.RepAck, wire.OptAbort)
+	s.log.Expect("connection closed")
+	if n := s.log.Count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
+	}
+}
+
+// failing is a connection on which nothing can be sent once the client has
+// chosen an export.
+type failing struct {
+	script
+	writes int
+}
+
+func (f *failing) Write(p []byte) (int, error) {
+	if f.writes++; f.writes > 1 { // the greeting was the first
+		return 0, syscall.EPIPE
+	}
+	return len(p), nil
+}
+
+// An export that was opened for a client who has gone before it could be told is
+// closed again.
+func TestExportIsClosedIfTheClientHasGone(t *testing.T) {
+	for _, choose := range [][]byte{
+		option(wire.OptGo, nbdtest.InfoRequest("disk")),
+		option(wire.OptExportName, []byte("disk")),
+	} {
+		closed := 0
+		s := &nbd.Server{Log: nbdtest.NewLog(t).Logger(), Exports: nbd.ExportList{export("disk", faulty{memory.New(mib), func(a *nbd.Abilities) {
+			a.Close = func() error { closed++; return nil }
+		}})}}
+		c := &failing{script: script{r: bytes.NewReader(append(nbdtest.Bytes(uint32(3)), choose...))}}
+		if err := s.ServeConn(t.Context(), c); err == nil || closed != 1 {
+			t.Errorf("%v, closed %d times", err, closed)
+		}
+	}
+}
+
+// deadlines is a connection that remembers its last write deadline.
+type deadlines struct {
+	script
+	last time.Time
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error { d.last = t; return nil }
+
+// A deadline left behind by a reply would hit what the TLS layer writes by
+// itself, an hour later.
+func TestNoWriteDeadlineIsLeftBehind(t *testing.T) {
+	s := &nbd.Server{Log: nbdtest.NewLog(t).Logger(), Exports: nbd.ExportList{export("disk", memory.New(mib))}}
+	c := &deadlines{last: time.Now()}
+	c.r = bytes.NewReader(bytes.Join([][]byte{
+		nbdtest.Bytes(uint32(3)), option(wire.OptGo, nbdtest.InfoRequest("disk")),
+		request(wire.CmdRead, 0, 0, 512, ""), request(wire.CmdDisc, 0, 0, 0, ""),
+	}, nil))
+	if err := s.ServeConn(t.Context(), c); err != nil || !c.last.IsZero() {
+		t.Errorf("%v; the last deadline is %v", err, c.last)
+	}
+}
+
+func TestPanicWhileOpeningIsARefusal(t *testing.T) {
+	s := serve(t, withExports(nbd.Export{Name: "disk", Open: func(context.Context, nbd.OpenInfo) (nbd.Backend, error) { panic("boo") }}))
+	c := nbdtest.Hello(t, s.addr)
+	c.Expect(wire.RepErrUnknown, wire.OptGo, nbdtest.InfoRequest("disk"))
+	c.Expect(wire.RepAck, wire.OptAbort)
+	s.log.Expect("a backend panicked", "boo")
 }

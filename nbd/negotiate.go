@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"nbd-ktls-server/nbd/wire"
@@ -17,27 +18,19 @@ import (
 // "NBD_OPT_STARTTLS"; CVE-2021-3716 was a server that kept some of it).
 type negotiation struct {
 	*conn
-	r     *bufio.Reader
-	flags wire.ClientFlags
-	out   []byte // replies to the current option, sent together
-	nag   bool   // the log has been told that this client needs TLS
+	r      *bufio.Reader
+	flags  wire.ClientFlags
+	out    []byte // replies to the current option, sent together
+	nagged bool   // the log has been told that this client was refused something
 
 	style    style // of requests and replies, agreed on so far
 	contexts contexts
 }
 
-// outcome is what a negotiation ends in, if the connection goes on.
-type outcome struct {
-	secured bool     // STARTTLS succeeded
-	session *session // an export was chosen
-}
-
 // negotiate is the handshake phase.
 func (c *conn) negotiate() (*session, error) {
-	if t := c.srv.limits.HandshakeTimeout; t > 0 {
-		t := time.AfterFunc(t, func() { c.abort(errTimeout) })
-		defer t.Stop()
-	}
+	t := time.AfterFunc(c.srv.limits.HandshakeTimeout, func() { c.abort(errTimeout) })
+	defer t.Stop()
 	flags, err := c.greet()
 	if err != nil {
 		return nil, err
@@ -47,12 +40,9 @@ func (c *conn) negotiate() (*session, error) {
 	}
 	for {
 		n := &negotiation{conn: c, r: bufio.NewReaderSize(c.top, readBuffer), flags: flags}
-		out, err := n.haggle()
-		if err != nil {
-			return nil, err
-		}
-		if out.session != nil {
-			return out.session, nil
+		s, err := n.haggle()
+		if err != errSecured {
+			return s, err
 		}
 	}
 }
@@ -60,19 +50,24 @@ func (c *conn) negotiate() (*session, error) {
 // readBuffer is how much is read ahead of a client.
 const readBuffer = 4 << 10
 
-// haggle answers options until one of them ends the negotiation.
-func (n *negotiation) haggle() (*outcome, error) {
+// haggle answers options until one of them ends the negotiation: with a session,
+// with errSecured, or for good.
+func (n *negotiation) haggle() (*session, error) {
 	for {
 		opt, data, err := n.readOption()
 		if err != nil {
 			return nil, err
 		}
-		out, err := n.answer(opt, data)
+		s, err := n.answer(opt, data)
 		if flushErr := n.flush(); err == nil {
 			err = flushErr
 		}
-		if err != nil || out != nil {
-			return out, err
+		if err != nil && s != nil {
+			s.close() // the client has gone before it could be told
+			s = nil
+		}
+		if err != nil || s != nil {
+			return s, err
 		}
 	}
 }
@@ -107,7 +102,7 @@ func (n *negotiation) readOption() (wire.Option, []byte, error) {
 
 // answer handles one option. An error ends the connection; otherwise the reply
 // is in n.out.
-func (n *negotiation) answer(opt wire.Option, data []byte) (*outcome, error) {
+func (n *negotiation) answer(opt wire.Option, data []byte) (*session, error) {
 	n.log.Debug("option", "option", opt, "bytes", len(data))
 	if n.isStopping() && opt != wire.OptAbort {
 		return nil, n.refuse(opt, wire.RepErrShutdown, "this server is shutting down")
@@ -128,7 +123,7 @@ func (n *negotiation) answer(opt wire.Option, data []byte) (*outcome, error) {
 }
 
 // options says which file answers which option.
-var options = map[wire.Option]func(*negotiation, []byte) (*outcome, error){
+var options = map[wire.Option]func(*negotiation, []byte) (*session, error){
 	wire.OptExportName: (*negotiation).optExportName,
 	wire.OptAbort:      (*negotiation).optAbort,
 	wire.OptList:       (*negotiation).optList,
@@ -158,14 +153,22 @@ func (n *negotiation) needsTLS() bool { return n.srv.ForceTLS && !n.client.TLS }
 
 // refusePlain answers an option that needs TLS first.
 func (n *negotiation) refusePlain(opt wire.Option) error {
-	if !n.nag {
-		n.nag = true
-		n.log.Warn("a client without TLS was refused", "option", opt, "reason", "this server requires TLS")
-	}
+	n.warn("a client without TLS was refused", "option", opt, "reason", "this server requires TLS")
 	if opt == wire.OptExportName {
 		return fmt.Errorf("%v before STARTTLS, and this server requires TLS", opt) // it has no error reply
 	}
 	return n.refuse(opt, wire.RepErrTLSReqd, "this server requires TLS: send STARTTLS first")
+}
+
+// warn logs why a client is refused something: once, then it is a matter for
+// debugging, or a client could fill the log.
+func (n *negotiation) warn(msg string, attrs ...any) {
+	level := slog.LevelWarn
+	if n.nagged {
+		level = slog.LevelDebug
+	}
+	n.nagged = true
+	n.log.Log(n.ctx, level, msg, attrs...)
 }
 
 // reply appends an answer that is not the last one, or an ACK.

@@ -8,7 +8,7 @@ import (
 )
 
 // optInfo describes an export (proto.md, "NBD_OPT_INFO").
-func (n *negotiation) optInfo(data []byte) (*outcome, error) {
+func (n *negotiation) optInfo(data []byte) (*session, error) {
 	s, err := n.describe(wire.OptInfo, data)
 	if s != nil {
 		s.close()
@@ -17,12 +17,12 @@ func (n *negotiation) optInfo(data []byte) (*outcome, error) {
 }
 
 // optGo describes an export and begins to serve it (proto.md, "NBD_OPT_GO").
-func (n *negotiation) optGo(data []byte) (*outcome, error) {
+func (n *negotiation) optGo(data []byte) (*session, error) {
 	s, err := n.describe(wire.OptGo, data)
 	if s == nil {
 		return nil, err
 	}
-	return &outcome{session: s}, nil
+	return s, nil
 }
 
 // describe opens an export and tells the client about it. Without a session
@@ -70,7 +70,7 @@ func (n *negotiation) open(name string) (*session, error) {
 	if e.TLSOnly && !n.client.TLS {
 		return nil, errTLSOnly
 	}
-	a, err := e.open(n.ctx, name, n.client)
+	a, err := e.open(n.ctx, name, n.client, n.log)
 	if err != nil {
 		return nil, n.hide(fmt.Errorf("opening it: %w", err))
 	}
@@ -89,12 +89,21 @@ func (n *negotiation) hide(err error) error {
 // refuseExport tells the client why it does not get an export, and the log a
 // little more.
 func (n *negotiation) refuseExport(opt wire.Option, name string, err error) error {
-	n.log.Warn("an export was refused", "export", name, "option", opt, "reason", err)
+	n.warn("an export was refused", "export", abridge(name), "option", opt, "reason", err)
 	switch {
 	case errors.Is(err, errTLSOnly) && n.offersTLS():
 		return n.refuse(opt, wire.RepErrTLSReqd, "send STARTTLS first")
 	case errors.Is(err, ErrNoExport), errors.Is(err, errTLSOnly):
-		return n.refuse(opt, wire.RepErrUnknown, "there is no export %q", name)
+		return n.refuse(opt, wire.RepErrUnknown, "there is no such export")
 	}
-	return n.refuse(opt, wire.RepErrUnknown, "the export %q cannot be opened", name)
+	return n.refuse(opt, wire.RepErrUnknown, "the export cannot be opened; the server's log says why")
+}
+
+// abridge makes a name that a client made up fit for the log.
+func abridge(name string) string {
+	const enough = 128
+	if len(name) <= enough {
+		return name
+	}
+	return name[:enough] + "…"
 }

@@ -19,7 +19,7 @@ type contexts struct {
 
 // optListMetaContext names metadata contexts (proto.md,
 // "NBD_OPT_LIST_META_CONTEXT"): those that match a query, or all.
-func (n *negotiation) optListMetaContext(data []byte) (*outcome, error) {
+func (n *negotiation) optListMetaContext(data []byte) (*session, error) {
 	const opt = wire.OptListMetaContext
 	req, err := n.metaRequest(opt, data)
 	if req == nil {
@@ -35,7 +35,7 @@ func (n *negotiation) optListMetaContext(data []byte) (*outcome, error) {
 // optSetMetaContext selects metadata contexts (proto.md,
 // "NBD_OPT_SET_META_CONTEXT"), in place of those selected before, even if it
 // fails.
-func (n *negotiation) optSetMetaContext(data []byte) (*outcome, error) {
+func (n *negotiation) optSetMetaContext(data []byte) (*session, error) {
 	const opt = wire.OptSetMetaContext
 	n.contexts = contexts{}
 	req, err := n.metaRequest(opt, data)
@@ -69,9 +69,9 @@ func (n *negotiation) metaRequest(opt wire.Option, data []byte) (*wire.MetaReque
 	case err == nil:
 		return req, nil
 	case !errors.Is(err, ErrNoExport):
-		n.log.Warn("an export cannot be looked up", "export", req.Name, "reason", err)
+		n.warn("an export cannot be looked up", "export", abridge(req.Name), "reason", err)
 	}
-	return nil, n.refuse(opt, wire.RepErrUnknown, "there is no export %q", req.Name)
+	return nil, n.refuse(opt, wire.RepErrUnknown, "there is no such export")
 }
 
 // matches reports whether one of queries is one of wanted. Namespaces that we do

@@ -4,7 +4,7 @@ import "nbd-ktls-server/nbd/wire"
 
 // optStructuredReply changes from simple replies to structured ones (proto.md,
 // "NBD_OPT_STRUCTURED_REPLY").
-func (n *negotiation) optStructuredReply(data []byte) (*outcome, error) {
+func (n *negotiation) optStructuredReply(data []byte) (*session, error) {
 	const opt = wire.OptStructuredReply
 	switch {
 	case len(data) != 0:

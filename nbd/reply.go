@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"nbd-ktls-server/nbd/wire"
 )
@@ -105,9 +106,11 @@ func (r *replies) header(b []byte, req *request, c wire.Chunk) []byte {
 func (r *replies) send(p []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// The TLS layer may have something of its own to write, much later.
+	defer r.conn.raw.SetWriteDeadline(time.Time{})
 	for len(p) > 0 && r.err == nil {
 		n := min(len(p), stallUnit)
-		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline(0))
+		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
 		_, r.err = r.conn.top.Write(p[:n])
 		p = p[n:]
 		if r.err != nil {

@@ -53,7 +53,10 @@ type Server struct {
 // ErrForceTLS is returned by Serve if ForceTLS is set without StartTLS.
 var ErrForceTLS = errors.New("nbd: TLS is to be forced, but there is no StartTLS")
 
-func (s *Server) init() {
+func (s *Server) init() error {
+	if s.ForceTLS && s.StartTLS == nil {
+		return ErrForceTLS
+	}
 	s.once.Do(func() {
 		s.limits = s.Limits.filled()
 		s.log = s.Log
@@ -65,6 +68,7 @@ func (s *Server) init() {
 		s.requests = semaphore.NewWeighted(int64(s.limits.RequestsTotal))
 		s.bytes = semaphore.NewWeighted(s.limits.BytesTotal)
 	})
+	return nil
 }
 
 // Serve accepts connections on l, and serves each on its own goroutine, until
@@ -72,33 +76,32 @@ func (s *Server) init() {
 // returns nil when the last connection has ended. It may run on several
 // listeners at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	if s.ForceTLS && s.StartTLS == nil {
-		return ErrForceTLS
-	}
-	s.init()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
 	defer l.Close()
-
+	if err := s.init(); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
 		nc, err := s.accept(ctx, l)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				nc.Close()
 			}
+			return nil
+		case err != nil:
+			s.log.Error("no more connections are accepted", "address", l.Addr(), "reason", err)
+			l.Close() // before waiting for those that there are
 			return err
-		}
-		if !s.addConn() {
+		case !s.addConn():
 			s.log.Warn("connection refused", "client", addr(nc), "reason", "too many connections", "limit", s.limits.Connections)
 			nc.Close()
 			continue
 		}
-		c := s.newConn(ctx, nc)
-		h := s.handshakes.enter(ctx, func() { c.abort(errEvicted) })
+		c, h := s.enter(ctx, nc)
 		if h == nil {
-			c.abort(errShutdown)
 			s.removeConn()
 			return nil
 		}
@@ -112,17 +115,26 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // ServeConn serves one connection, and returns when it has ended: nil if the
 // client ended it in good order.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
-	if s.ForceTLS && s.StartTLS == nil {
-		return ErrForceTLS
+	if err := s.init(); err != nil {
+		nc.Close()
+		return err
 	}
-	s.init()
+	c, h := s.enter(ctx, nc)
+	if h == nil {
+		return ctx.Err()
+	}
+	return c.serve(ctx, h)
+}
+
+// enter waits for a place among the unfinished handshakes; there is none once
+// ctx has ended.
+func (s *Server) enter(ctx context.Context, nc net.Conn) (*conn, *handshake) {
 	c := s.newConn(ctx, nc)
 	h := s.handshakes.enter(ctx, func() { c.abort(errEvicted) })
 	if h == nil {
 		c.abort(errShutdown)
-		return ctx.Err()
 	}
-	return c.serve(ctx, h)
+	return c, h
 }
 
 // accept accepts one connection. Lack of file descriptors or memory passes:

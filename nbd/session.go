@@ -74,7 +74,7 @@ func (a *Abilities) flags(style style, allocation bool) wire.TransmissionFlags {
 
 // close closes the export.
 func (s *session) close() {
-	if err := s.able.close(); err != nil {
+	if err := protect(s.log, s.able.close); err != nil {
 		s.log.Warn("closing the export failed", "reason", err)
 	}
 }

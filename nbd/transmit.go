@@ -16,6 +16,7 @@ type request struct {
 	wire.Request
 	payloadLen uint64  // bytes that follow it
 	payload    *buffer // those bytes
+	holds      [3]hold
 }
 
 // transmit is the transmission phase: requests are read one after the other,
@@ -73,10 +74,11 @@ func (s *session) accept(req *request) error {
 		}
 		return s.fail(req, err)
 	}
-	if err := s.reserve(req); err != nil {
-		return err
+	err := s.reserve(req)
+	if err == nil {
+		err = s.readPayload(req)
 	}
-	if err := s.readPayload(req); err != nil {
+	if err != nil {
 		s.release(req)
 		return err
 	}
@@ -93,24 +95,24 @@ type hold struct {
 	n     int64
 }
 
-// holds are the shares that req needs, always taken in this order.
-func (s *session) holds(req *request) [4]hold {
+// reserve waits until the limits allow for req, and takes its shares of them,
+// always in this order.
+func (s *session) reserve(req *request) error {
 	n := int64(req.payloadLen)
 	if req.Command == wire.CmdRead {
 		n = int64(req.Length)
 	}
-	srv := s.conn.srv
-	return [...]hold{{s.slots, 1}, {s.bytes, n}, {srv.requests, 1}, {srv.bytes, n}}
-}
-
-// reserve waits until the limits allow for req.
-func (s *session) reserve(req *request) error {
-	holds := s.holds(req)
-	for i, h := range holds {
-		if err := h.limit.Acquire(s.conn.ctx, h.n); err != nil {
-			giveBack(holds[:i])
-			return err
+	total := n
+	if n <= smallPayload {
+		total = 0
+	}
+	for i, h := range [...]hold{{s.slots, 1}, {s.bytes, n}, {s.conn.srv.bytes, total}} {
+		if h.n > 0 { // even nothing would queue behind those who wait for something
+			if err := h.limit.Acquire(s.conn.ctx, h.n); err != nil {
+				return err
+			}
 		}
+		req.holds[i] = h
 	}
 	return nil
 }
@@ -120,13 +122,10 @@ func (s *session) release(req *request) {
 	if req.payload != nil {
 		req.payload.free()
 	}
-	holds := s.holds(req)
-	giveBack(holds[:])
-}
-
-func giveBack(holds []hold) {
-	for _, h := range holds {
-		h.limit.Release(h.n)
+	for _, h := range req.holds {
+		if h.n > 0 {
+			h.limit.Release(h.n)
+		}
 	}
 }
 
@@ -137,8 +136,8 @@ func (s *session) readPayload(req *request) error {
 		return nil
 	}
 	req.payload = newBuffer(int(req.payloadLen))
-	return s.payloadDeadline(req, func() error {
-		_, err := io.ReadFull(s.r, req.payload.data())
+	return s.inPieces(req, func(from, to int) error {
+		_, err := io.ReadFull(s.r, req.payload.data()[from:to])
 		return err
 	})
 }
@@ -153,20 +152,27 @@ func (s *session) discardPayload(req *request) error {
 	if req.payloadLen > limit {
 		return fmt.Errorf("a payload of %d bytes for %v: the largest is %d", req.payloadLen, req.Command, wire.MaxPayload)
 	}
-	return s.payloadDeadline(req, func() error {
-		_, err := io.CopyN(io.Discard, s.r, int64(req.payloadLen))
+	return s.inPieces(req, func(from, to int) error {
+		_, err := io.CopyN(io.Discard, s.r, int64(to-from))
 		return err
 	})
 }
 
-// payloadDeadline runs read with a deadline, if it will have to wait.
-func (s *session) payloadDeadline(req *request, read func() error) error {
-	if uint64(s.r.Buffered()) < req.payloadLen {
-		s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline(int(req.payloadLen)))
+// inPieces reads a payload in pieces that each have their own deadline, unless
+// it is there already.
+func (s *session) inPieces(req *request, read func(from, to int) error) error {
+	n := int(req.payloadLen)
+	wait := s.r.Buffered() < n
+	if wait {
 		defer s.conn.setReadDeadline(time.Time{})
 	}
-	if err := read(); err != nil {
-		return fmt.Errorf("reading the %d bytes of a %v: %w", req.payloadLen, req.Command, err)
+	for from := 0; from < n; from += stallUnit {
+		if wait {
+			s.conn.setReadDeadline(s.conn.srv.limits.stallDeadline())
+		}
+		if err := read(from, min(from+stallUnit, n)); err != nil {
+			return fmt.Errorf("reading the %d bytes of a %v: %w", n, req.Command, err)
+		}
 	}
 	return nil
 }

@@ -81,6 +81,18 @@ func (l *Log) Expect(words ...string) {
 	}
 }
 
+// Count returns how many lines of the log so far contain all of words.
+func (l *Log) Count(words ...string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.b.String()) {
+		if containsAll(line, words) {
+			n++
+		}
+	}
+	return n
+}
+
 func containsAll(s string, words []string) bool {
 	for _, w := range words {
 		if !strings.Contains(s, w) {
