@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"errors"
+	"path/filepath"
 
 	"nbd-ktls-server/backends/file"
 	"nbd-ktls-server/nbd"
@@ -27,7 +28,7 @@ var filePlugin = Plugin{
 		case isFile == isDir:
 			return nil, errors.New("either file= or dir= is needed")
 		case isFile:
-			return fileSource{file.NewPath(name, opts)}, nil
+			return newFileSource(name, opts)
 		}
 		d, err := file.OpenDir(dir, opts)
 		if err != nil {
@@ -54,6 +55,19 @@ func fileOptions(p *Params) (file.Options, error) {
 }
 
 type fileSource struct{ *file.Path }
+
+// newFileSource checks that there is something to export. The path is made
+// absolute, as the program may change its directory before it opens the file.
+func newFileSource(name string, opts file.Options) (Source, error) {
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := file.Check(path); err != nil {
+		return nil, err
+	}
+	return fileSource{file.NewPath(path, opts)}, nil
+}
 
 func (s fileSource) Open(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return s.Path.Open() }
 

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,42 +32,90 @@ func openImage(t *testing.T) *File {
 	return f
 }
 
+// failSync makes fdatasync do something else for the length of the test.
+func failSync(t *testing.T, f func(fd int) error) {
+	old := fdatasync
+	t.Cleanup(func() { fdatasync = old })
+	fdatasync = f
+}
+
 // The kernel reports a failed write-back once. Every sync after it would be a
 // promise that cannot be kept.
 func TestFailedSyncIsRemembered(t *testing.T) {
-	for name, fail := range map[string]func(f *File) error{
-		"fdatasync": func(f *File) error {
-			defer func(old func(int) error) { fdatasync = old }(fdatasync)
-			fdatasync = func(int) error { return unix.EIO }
-			return f.Sync()
-		},
-		"FUA": func(f *File) error {
-			defer func(old func(int, [][]byte, int64, int) (int, error)) { pwritev2 = old }(pwritev2)
-			pwritev2 = func(int, [][]byte, int64, int) (int, error) { return -1, unix.EIO }
-			_, err := f.WriteFUA(make([]byte, 512), 0)
-			return err
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := openImage(t)
-			if err := f.Sync(); err != nil {
-				t.Fatal(err)
-			}
-			if err := fail(f); !errors.Is(err, unix.EIO) {
-				t.Fatalf("the failure itself: %v", err)
-			}
-			for range 2 {
-				if err := f.Sync(); !errors.Is(err, unix.EIO) {
-					t.Errorf("a later Sync: %v", err)
-				}
-				if _, err := f.WriteFUA(make([]byte, 512), 0); !errors.Is(err, unix.EIO) {
-					t.Errorf("a later WriteFUA: %v", err)
-				}
-			}
-			if _, err := f.ReadAt(make([]byte, 512), 0); err != nil {
-				t.Errorf("reading: %v", err)
+	f := openImage(t)
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	failSync(t, func(int) error { return unix.EIO })
+	if err := f.Sync(); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the failure itself: %v", err)
+	}
+	failSync(t, unix.Fdatasync)
+	for range 2 {
+		if err := f.Sync(); !errors.Is(err, unix.EIO) {
+			t.Errorf("a later Sync: %v", err)
+		}
+	}
+	if _, err := f.ReadAt(make([]byte, 512), 0); err != nil {
+		t.Errorf("reading: %v", err)
+	}
+	if _, err := f.WriteAt(make([]byte, 512), 0); err != nil {
+		t.Errorf("writing: %v", err)
+	}
+}
+
+// It reports it to one caller only: the others, at the same time, must hear of
+// it too.
+func TestFailedSyncIsToldToAll(t *testing.T) {
+	const callers = 20
+	f := openImage(t)
+	var calls atomic.Int64
+	failSync(t, func(int) error {
+		time.Sleep(time.Millisecond)
+		if calls.Add(1) == 1 {
+			return unix.EIO
+		}
+		return nil
+	})
+	var failed atomic.Int64
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			if f.Sync() != nil {
+				failed.Add(1)
 			}
 		})
+	}
+	wg.Wait()
+	if failed.Load() != callers {
+		t.Errorf("%d of %d callers heard of it", failed.Load(), callers)
+	}
+}
+
+// Callers that wait for a sync share the next one, which has to begin after they
+// came.
+func TestSyncsAreShared(t *testing.T) {
+	f := openImage(t)
+	var calls atomic.Int64
+	first, release := make(chan bool), make(chan bool)
+	failSync(t, func(int) error {
+		if calls.Add(1) == 1 {
+			first <- true
+			<-release
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { f.Sync() })
+	<-first
+	for range 50 {
+		wg.Go(func() { f.Sync() })
+	}
+	time.Sleep(50 * time.Millisecond) // for them to arrive
+	close(release)
+	wg.Wait()
+	if n := calls.Load(); n != 2 {
+		t.Errorf("%d syncs, want 2", n)
 	}
 }
 
@@ -77,12 +128,11 @@ func TestFlushCoversOtherConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	flushed := make(chan []byte, 1)
-	defer func(old func(int) error) { fdatasync = old }(fdatasync)
-	fdatasync = func(fd int) error {
+	failSync(t, func(fd int) error {
 		b, _ := os.ReadFile(path)
 		flushed <- b
 		return unix.Fdatasync(fd)
-	}
+	})
 	p := NewPath(path, Options{})
 	addr := nbdtest.Serve(t, &nbd.Server{Exports: nbd.ExportList{{
 		Open: func(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return p.Open() },
@@ -115,41 +165,5 @@ func TestFlushCoversOtherConnections(t *testing.T) {
 		if got, errno := flusher.Pread(uint64(off), 4096); errno != 0 || !bytes.Equal(got, data) {
 			t.Fatalf("write %d read on the other connection: %v", i, errno)
 		}
-	}
-}
-
-func TestFUAWithoutRWFDsync(t *testing.T) {
-	defer func(old func(int, [][]byte, int64, int) (int, error)) { pwritev2 = old }(pwritev2)
-	pwritev2 = func(int, [][]byte, int64, int) (int, error) { return -1, unix.EOPNOTSUPP }
-	synced := 0
-	defer func(old func(int) error) { fdatasync = old }(fdatasync)
-	fdatasync = func(int) error { synced++; return nil }
-	f := openImage(t)
-	for range 2 {
-		if n, err := f.WriteFUA([]byte("hello"), 100); n != 5 || err != nil {
-			t.Errorf("WriteFUA: %d, %v", n, err)
-		}
-	}
-	if synced != 2 {
-		t.Errorf("%d syncs, want 2", synced)
-	}
-}
-
-func TestShortAndInterruptedDsyncWrites(t *testing.T) {
-	defer func(old func(int, [][]byte, int64, int) (int, error)) { pwritev2 = old }(pwritev2)
-	calls := 0
-	pwritev2 = func(fd int, iov [][]byte, off int64, _ int) (int, error) {
-		if calls++; calls%2 == 1 {
-			return -1, unix.EINTR
-		}
-		return unix.Pwrite(fd, iov[0][:1], off)
-	}
-	f := openImage(t)
-	if n, err := f.WriteFUA([]byte("hello"), 100); n != 5 || err != nil {
-		t.Fatalf("WriteFUA: %d, %v", n, err)
-	}
-	got := make([]byte, 5)
-	if f.ReadAt(got, 100); string(got) != "hello" {
-		t.Errorf("%q", got)
 	}
 }

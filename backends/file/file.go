@@ -8,7 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"nbd-ktls-server/nbd"
 )
@@ -33,14 +35,17 @@ const (
 
 // File is an open regular file or block device.
 type File struct {
-	f      *os.File
-	size   int64
-	device bool
+	f        *os.File
+	size     int64
+	device   bool
+	readOnly bool
 
-	// syncErr is the first failure of fdatasync. The kernel reports it once,
-	// and may have thrown the data away: to call a later fdatasync a success
-	// would be a lie about writes that went before.
-	syncErr atomic.Pointer[error]
+	syncMu sync.Mutex   // held while fdatasync runs
+	syncs  atomic.Int64 // how often it has begun; changed under syncMu
+	// syncErr, guarded by syncMu, is its failure. The kernel may have thrown the
+	// data away: to call a later fdatasync a success would be a lie about writes
+	// that went before.
+	syncErr error
 
 	// data is a range known to be data, so that a READ in it need not ask for
 	// holes. To take a hole for data is never wrong; only trimming and zeroing,
@@ -48,7 +53,7 @@ type File struct {
 	data atomic.Pointer[span]
 
 	// What the file system has turned out not to know.
-	noPunch, noZeroRange, noDsync atomic.Bool
+	noPunch, noZeroRange atomic.Bool
 }
 
 type span struct{ start, end int64 }
@@ -61,11 +66,14 @@ func Open(path string, o Options) (*File, error) {
 // open opens what openFile opens. O_NONBLOCK, without effect on files and
 // disks, keeps it from waiting for the other end of a FIFO.
 func open(openFile func(flag int) (*os.File, error), o Options) (_ *File, err error) {
-	flag := os.O_RDWR
-	if o.ReadOnly {
-		flag = os.O_RDONLY
+	var f *os.File
+	if !o.ReadOnly {
+		f, err = openFile(os.O_RDWR | nonblock)
+		o.ReadOnly = errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
 	}
-	f, err := openFile(flag | nonblock)
+	if o.ReadOnly { // asked for, or, as with nbdkit, all that can be had
+		f, err = openFile(os.O_RDONLY | nonblock)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +99,16 @@ func open(openFile func(flag int) (*os.File, error), o Options) (_ *File, err er
 	if err != nil {
 		return nil, err
 	}
-	return &File{f: f, size: size, device: !fi.Mode().IsRegular()}, nil
+	return &File{f: f, size: size, device: !fi.Mode().IsRegular(), readOnly: o.ReadOnly}, nil
+}
+
+// Check reports what at path is not a file or block device.
+func Check(path string) error {
+	fi, err := os.Stat(path)
+	if err == nil && !exportable(fi.Mode()) {
+		err = fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	return err
 }
 
 func exportable(m fs.FileMode) bool {
@@ -110,45 +127,23 @@ func (f *File) Size() (int64, error) { return f.size, nil }
 // Close closes the file.
 func (f *File) Close() error { return f.f.Close() }
 
-// Sync is fdatasync(2). Once it has failed it fails always.
+// Sync is fdatasync(2). Once it has failed it fails always. The kernel tells of
+// a failure only once, so no two may run at the same time: the second could
+// succeed, and its caller be told that lost data are safe. Those who wait
+// meanwhile share the next one.
 func (f *File) Sync() error {
-	if err := f.failedSync(); err != nil {
-		return err
+	arrived := f.syncs.Load()
+	f.syncMu.Lock()
+	defer f.syncMu.Unlock()
+	switch {
+	case f.syncErr != nil:
+		return fmt.Errorf("a sync has failed, writes before it may be lost: %w", f.syncErr)
+	case f.syncs.Load() != arrived: // one began after we had arrived, and has succeeded
+		return nil
 	}
-	return f.rememberSync(datasync(f.f))
-}
-
-// WriteFUA writes p at off, to stable storage.
-func (f *File) WriteFUA(p []byte, off int64) (int, error) {
-	if err := f.failedSync(); err != nil {
-		return 0, err
-	}
-	if !f.noDsync.Load() {
-		n, err := writeDsync(f.f, p, off)
-		if !errors.Is(err, errors.ErrUnsupported) {
-			return n, f.rememberSync(err)
-		}
-		f.noDsync.Store(true)
-	}
-	n, err := f.WriteAt(p, off)
-	if err != nil {
-		return n, err
-	}
-	return n, f.Sync()
-}
-
-func (f *File) failedSync() error {
-	if e := f.syncErr.Load(); e != nil {
-		return fmt.Errorf("an earlier sync failed, writes before it may be lost: %w", *e)
-	}
-	return nil
-}
-
-func (f *File) rememberSync(err error) error {
-	if err != nil {
-		f.syncErr.CompareAndSwap(nil, &err)
-	}
-	return err
+	f.syncs.Add(1)
+	f.syncErr = datasync(f.f)
+	return f.syncErr
 }
 
 // Trim gives back the storage of n bytes at off, if the file system can.
@@ -231,14 +226,18 @@ func ignoreUnsupported(err error) error {
 	return err
 }
 
-// Resolve implements [nbd.Resolver].
+// Resolve implements [nbd.Resolver]. FUA is left to the server, which makes it of
+// WriteAt and Sync: the error of a pwritev2(2) with RWF_DSYNC does not say whether
+// it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
-	a.WriteFUA = f.WriteFUA
 	a.Trim = f.Trim
 	a.Zero = f.Zero
 	a.Hole = f.Hole
 	a.Cache = func(off, n int64) error { return willNeed(f.f, off, n) }
 	a.MultiConn = true // one page cache, one fdatasync
 	a.Rotational = f.device && rotational(f.f)
+	if f.readOnly {
+		a.ReadOnly()
+	}
 	return nil
 }

@@ -146,6 +146,38 @@ func TestOnlyFilesAndDisksAreOpened(t *testing.T) {
 	}
 }
 
+// What may not be written is exported read-only, as nbdkit does it.
+func TestUnwritableFileIsExportedReadOnly(t *testing.T) {
+	if os.Geteuid() == 0 { // who may write everything but a read-only mount
+		dir := t.TempDir()
+		image := imageIn(t, dir, "disk.img", 4096)
+		mount := func(args ...string) error { return exec.Command("mount", args...).Run() }
+		if mount("--bind", dir, dir) != nil || mount("-o", "remount,bind,ro", dir) != nil {
+			t.Skip("needs mount(8)")
+		}
+		defer exec.Command("umount", dir).Run()
+		checkReadOnly(t, image)
+		return
+	}
+	path := image(t, 4096)
+	if err := os.Chmod(path, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	checkReadOnly(t, path)
+}
+
+func checkReadOnly(t *testing.T, path string) {
+	t.Helper()
+	a, err := nbd.Resolve(open(t, path, file.Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if a.WriteAt != nil || a.Trim != nil || a.Zero != nil {
+		t.Error("it can be changed")
+	}
+}
+
 // A file cut short under the server must not make it send what is not there.
 func TestTruncatedFile(t *testing.T) {
 	path := image(t, 8192)

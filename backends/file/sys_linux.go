@@ -31,30 +31,11 @@ func control(file *os.File, f func(fd int) error) error {
 	return errors.Join(err, opErr)
 }
 
-// Variables, so that tests can make them fail.
-var (
-	fdatasync = unix.Fdatasync
-	pwritev2  = unix.Pwritev2
-)
+// fdatasync is a variable so that tests can make it fail.
+var fdatasync = unix.Fdatasync
 
 func datasync(f *os.File) error {
 	return os.NewSyscallError("fdatasync", control(f, func(fd int) error { return fdatasync(fd) }))
-}
-
-// writeDsync is pwritev2(2) with RWF_DSYNC: the write alone reaches stable
-// storage, not everything else that is dirty.
-func writeDsync(f *os.File, p []byte, off int64) (done int, err error) {
-	for done < len(p) && err == nil {
-		err = control(f, func(fd int) error {
-			n, err := pwritev2(fd, [][]byte{p[done:]}, off+int64(done), unix.RWF_DSYNC)
-			done += max(n, 0)
-			if err == nil && n == 0 {
-				return unix.EIO
-			}
-			return err
-		})
-	}
-	return done, os.NewSyscallError("pwritev2", err)
 }
 
 func fallocate(f *os.File, mode uint32, off, n int64) error {
