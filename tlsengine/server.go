@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 )
 
 // Conn is an encrypted connection.
@@ -22,6 +23,8 @@ type Conn struct {
 // has been sent an alert where there is one to send; closing conn is left to
 // the caller.
 func (s *Server) StartTLS(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	// The handshake would end with ctx by closing conn, which keepOpen does not do.
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	tc := tls.Server(keepOpen{conn}, s.config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, explain(err)

@@ -74,7 +74,7 @@ func finishDetaching() error {
 	} else {
 		logTo.to(io.Discard)
 	}
-	if err := errors.Join(os.Chdir("/"), toDevNull()); err != nil {
+	if err := errors.Join(os.Chdir("/"), toDevNull(0, 1, 2)); err != nil {
 		return err
 	}
 	ready := os.NewFile(readyFD, "ready")

@@ -32,37 +32,41 @@ type options struct {
 	portGiven, addrGiven   bool
 }
 
+// newOptions returns the defaults of the program called name.
+func newOptions(name string) *options {
+	o := &options{
+		name: name, nbdkit: name == nbdkitName,
+		port: "10809", tls: tlsRequire, threads: 16, timeout: duration(10 * time.Second),
+	}
+	if o.nbdkit {
+		o.tls = tlsOff
+	}
+	return o
+}
+
 func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.SortFlags = false
-	fs.StringVarP(&o.port, "port", "p", "10809", "listen on this TCP port; 0 picks a free one and prints it")
+	fs.StringVarP(&o.port, "port", "p", o.port, "listen on this TCP port; 0 picks a free one and prints it")
 	fs.StringVarP(&o.ipaddr, "ipaddr", "i", "", "listen on this address (default all)")
 	fs.BoolVarP(&o.ipv4, "ipv4-only", "4", false, "listen on IPv4 addresses only")
 	fs.BoolVarP(&o.ipv6, "ipv6-only", "6", false, "listen on IPv6 addresses only")
 	fs.StringVarP(&o.unix, "unix", "U", "", "listen on this Unix socket; - makes a private one")
 	fs.StringVarP(&o.exportname, "exportname", "e", "", o.exportnameHelp())
 	fs.BoolVarP(&o.readonly, "readonly", "r", false, "refuse every change")
-	fs.StringVar(&o.tls, "tls", o.defaultTLS(), "off, on (clients choose) or require")
+	fs.StringVar(&o.tls, "tls", o.tls, "off, on (clients choose) or require")
 	fs.StringVar(&o.tlsCertificates, "tls-certificates", "", "directory of ca-cert.pem, server-cert.pem, server-key.pem; auto makes one, with --tls-verify-peer")
 	fs.BoolVar(&o.tlsVerifyPeer, "tls-verify-peer", false, "refuse clients without a certificate of the same authority")
 	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
 	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
 	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
 	fs.StringVarP(&o.pidfile, "pidfile", "P", "", "write the process ID to this file once clients can connect")
-	fs.IntVarP(&o.threads, "threads", "t", 16, "requests of one connection worked on at the same time")
-	o.timeout = duration(10 * time.Second)
+	fs.IntVarP(&o.threads, "threads", "t", o.threads, "requests of one connection worked on at the same time")
 	fs.Var(&o.timeout, "timeout", "how long a client may take to choose an export; 0 is for ever")
 	fs.BoolVarP(&o.foreground, "foreground", "f", false, o.foregroundHelp())
 	fs.BoolVarP(&o.newstyle, "newstyle", "n", false, "accepted: there is no other style")
 	fs.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
 	fs.BoolVarP(&o.version, "version", "V", false, "print the version")
 	addAbsent(fs)
-}
-
-func (o *options) defaultTLS() string {
-	if o.nbdkit {
-		return tlsOff
-	}
-	return tlsRequire
 }
 
 func (o *options) exportnameHelp() string {
@@ -92,6 +96,13 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 	o.addrGiven = o.portGiven || fs.Changed("ipaddr") || fs.Changed("unix")
 	port, err := strconv.ParseUint(o.port, 10, 16)
 	activated := systemd.Activated()
+	for _, name := range []string{"unix", "ipaddr", "run", "pidfile", "tls-certificates"} {
+		// An unset variable in a script must not turn a private socket into a
+		// port on all interfaces.
+		if f := fs.Lookup(name); f.Changed && f.Value.String() == "" {
+			return fmt.Errorf("--%s is empty", name)
+		}
+	}
 	switch {
 	case len(args) == 0:
 		return fmt.Errorf("a plugin is needed; see %s --help", o.name)
@@ -107,6 +118,8 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 		return errors.New("--single does not go with --port, --ipaddr, --unix or --run")
 	case o.ipv4 && o.ipv6:
 		return errors.New("--ipv4-only and --ipv6-only exclude each other")
+	case o.tlsVerifyPeer && o.tls == tlsOff:
+		return errors.New("--tls-verify-peer does not go with --tls=off: nobody would be verified")
 	case o.threads < 1:
 		return fmt.Errorf("--threads=%d: it must be at least 1", o.threads)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -68,27 +69,30 @@ func (ls *listeners) listenTCP(ctx context.Context, o *options) error {
 		}
 		hosts = hosts[:0]
 		for _, a := range addrs {
-			hosts = append(hosts, a.Unmap().String())
+			if host := a.Unmap().String(); !slices.Contains(hosts, host) {
+				hosts = append(hosts, host)
+			}
 		}
 	}
 	port := o.port
-	var errs []error
+	var missing error
 	for _, host := range hosts {
 		l, err := listenStream(ctx, network, net.JoinHostPort(host, port))
-		if err != nil {
-			errs = append(errs, err)
+		// A name may have an address that this machine has not, such as ::1
+		// without IPv6.
+		if len(hosts) > 1 && (errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)) {
+			missing = err
 			continue
+		} else if err != nil {
+			return err
 		}
 		ls.all = append(ls.all, l)
 		_, port, _ = net.SplitHostPort(l.Addr().String()) // of 0, the one it has become
 	}
-	// A name may have an address that this machine cannot listen on, such as
-	// ::1 without IPv6. A port in use is another matter.
-	err := errors.Join(errs...)
-	if len(ls.all) > 0 && errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
-		return nil
+	if len(ls.all) == 0 {
+		return missing
 	}
-	return err
+	return nil
 }
 
 // listenUnix listens on a Unix socket; "-" is one in a directory of its own.

@@ -78,13 +78,11 @@ func escapeQuery(s string) string {
 
 // env is the environment of --run (nbdkit-captive(1)).
 func (at location) env() []string {
-	env := append(os.Environ(),
-		"uri="+at.uri(), "nbd="+at.uri(), "port="+at.port, "unixsocket="+at.unixsocket,
-		"exportname="+at.exportname, "tls_certificates=", "tls_psk=")
-	if at.tls != tlsOff {
-		env = append(env, "tls_certificates="+at.tlsDir, "tls="+map[string]string{tlsOn: "1", tlsRequire: "2"}[at.tls])
-	} else {
-		env = append(env, "tls=")
+	uri, dir := at.uri(), at.tlsDir
+	if at.tls == tlsOff {
+		dir = ""
 	}
-	return env
+	return append(os.Environ(),
+		"uri="+uri, "nbd="+uri, "port="+at.port, "unixsocket="+at.unixsocket, "exportname="+at.exportname,
+		"tls="+map[string]string{tlsOn: "1", tlsRequire: "2"}[at.tls], "tls_certificates="+dir, "tls_psk=")
 }

@@ -15,6 +15,10 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
+	// A log that nobody reads any more must not end the server, as SIGPIPE on
+	// the standard streams would. It is caught, not ignored: that the children
+	// would inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	name := filepath.Base(os.Args[0])
 	err := newRoot(name).ExecuteContext(ctx)
 	var exit exitStatus

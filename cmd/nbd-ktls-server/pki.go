@@ -80,7 +80,11 @@ func (o *pkiOptions) make(dir string) (made []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		m.writeCert(pki.CACert, ca.Cert)
+		if old, err := pki.ReadCert(dir, pki.CACert); err == nil && !old.Equal(ca.Cert) {
+			return nil, fmt.Errorf("%s belongs to another authority: choose another directory", dir)
+		} else if err != nil {
+			m.writeCert(pki.CACert, ca.Cert)
+		}
 		m.leaf(ca, o.clientLeaf(), pki.ClientCert, pki.ClientKey, o.renew)
 		return m.made, m.err
 	}
@@ -146,9 +150,13 @@ func (m *maker) authority(rsa bool) (ca *pki.Pair) {
 	return ca
 }
 
-// leaf makes a certificate unless it is there.
+// leaf makes a certificate unless it is there, with its key and of this
+// authority.
 func (m *maker) leaf(ca *pki.Pair, l pki.Leaf, cert, key string, renew bool) {
-	if m.err != nil || m.has(cert) && m.has(key) && !renew {
+	if m.err != nil {
+		return
+	}
+	if old, err := pki.ReadPair(m.dir, cert, key); err == nil && old.Cert.CheckSignatureFrom(ca.Cert) == nil && !renew {
 		return
 	}
 	p, err := ca.Issue(l)
@@ -180,7 +188,7 @@ func autoPKI(log *slog.Logger) (string, error) {
 			o.renew = true
 		}
 	}
-	made, err := o.make(dir)
+	made, err := o.makeWhole(dir)
 	if err != nil {
 		return "", fmt.Errorf("making certificates in %s: %w", dir, err)
 	}
@@ -188,6 +196,30 @@ func autoPKI(log *slog.Logger) (string, error) {
 		log.Info("made certificates", "directory", dir, "files", made)
 	}
 	return dir, nil
+}
+
+// makeWhole is make, but a directory that is not there appears with everything
+// in it: two that start at the same time must not mix their authorities.
+func (o *pkiOptions) makeWhole(dir string) ([]string, error) {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return o.make(dir)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".pki-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	made, err := o.make(tmp)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return o.make(dir) // somebody else was faster
+	}
+	return made, nil
 }
 
 // stateDir is where this user's state lives: what systemd says, or the XDG base

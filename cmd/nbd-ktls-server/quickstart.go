@@ -17,7 +17,7 @@ import (
 const quickstartSize = 1 << 30
 
 func newQuickstart() *cobra.Command {
-	o := &options{name: "nbd-ktls-server"}
+	o := newOptions("nbd-ktls-server")
 	cmd := &cobra.Command{
 		Use:   "quickstart [IMAGE]",
 		Short: "Export an image with mutual TLS, and show how to use it",
@@ -34,7 +34,7 @@ to use it with are printed.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.port, "port", "p", "10809", "listen on this TCP port; 0 picks a free one")
+	f.StringVarP(&o.port, "port", "p", o.port, "listen on this TCP port; 0 picks a free one")
 	f.BoolVarP(&o.readonly, "readonly", "r", false, "refuse every change")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
 	return cmd
@@ -63,10 +63,7 @@ func quickstartImage(args []string) (string, error) {
 }
 
 func (o *options) quickstart(ctx context.Context, image string) error {
-	if _, err := os.Stat(image); err != nil {
-		return err
-	}
-	o.ipaddr, o.tls, o.tlsCertificates, o.threads = "localhost", tlsRequire, autoCertificates, 16
+	o.ipaddr, o.tlsCertificates = "localhost", autoCertificates
 	log := o.newLog()
 	srv, err := o.newServer("file", []string{"file=" + image}, log)
 	if err != nil {

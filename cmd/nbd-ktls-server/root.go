@@ -20,7 +20,7 @@ const nbdkitName = "nbdkit"
 var version = "0.1.0-dev"
 
 func newRoot(name string) *cobra.Command {
-	o := &options{name: name, nbdkit: name == nbdkitName}
+	o := newOptions(name)
 	cmd := &cobra.Command{
 		Use:   name + " [flags] PLUGIN [[KEY=]VALUE]...",
 		Short: "Export disk images and block devices over TLS to NBD clients",
@@ -103,6 +103,9 @@ var absent = []struct{ name, short, why string }{
 	{"swap", "", "memory is not locked"},
 	{"dump-config", "", "there is no configuration to dump yet"},
 	{"dump-plugin", "", "plugins cannot be dumped yet"},
+	{"keepalive", "", "TCP keepalive is always on"},
+	{"no-mc", "", "multi-conn cannot be switched off"},
+	{"print-uri", "", "the URI is in the log; --port=0 prints the port"},
 	{"debug", "D", "there are no debug flags: use --verbose"},
 }
 

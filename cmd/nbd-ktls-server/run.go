@@ -23,7 +23,9 @@ func runCommand(ctx context.Context, command string, env []string) error {
 	cmd.WaitDelay = killDelay
 	err := cmd.Run()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
+	if errors.Is(err, context.Canceled) {
+		return nil // we were told to end, and it ended well
+	} else if !errors.As(err, &exit) {
 		return err
 	}
 	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {

@@ -68,10 +68,8 @@ func (o *options) newServer(plugin string, args []string, log *slog.Logger) (*nb
 func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if o.pidfile != "" {
-		if err := os.WriteFile(o.pidfile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-			return err
-		}
+	if err := o.writePID(); err != nil {
+		return err
 	}
 	at := o.location(ls)
 	for _, l := range ls.all {
@@ -109,6 +107,19 @@ func (o *options) serveStdio(ctx context.Context, srv *nbd.Server) error {
 	if err != nil {
 		return err
 	}
-	srv.ServeConn(ctx, nc) // it has logged what there is to say
+	if err := o.writePID(); err != nil {
+		return err
+	}
+	if srv.ServeConn(ctx, nc) != nil {
+		return exitStatus(1) // it has logged why
+	}
 	return nil
+}
+
+// writePID writes the --pidfile.
+func (o *options) writePID() error {
+	if o.pidfile == "" {
+		return nil
+	}
+	return os.WriteFile(o.pidfile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644)
 }

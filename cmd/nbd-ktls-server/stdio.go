@@ -14,37 +14,50 @@ func stdioConn() (net.Conn, error) {
 	if nc, err := net.FileConn(os.Stdin); err == nil {
 		return nc, nil
 	}
-	in, err := pollable(os.Stdin)
+	in, err := pollable(0, "stdin")
 	if err != nil {
 		return nil, err
 	}
-	out, err := pollable(os.Stdout)
+	out, err := pollable(1, "stdout")
 	if err != nil {
 		return nil, err
 	}
-	return &pipeConn{in, out}, nil
+	// Ours are now the only descriptors: when they are closed the other end
+	// hears of it.
+	return &pipeConn{in, out}, toDevNull(0, 1)
 }
 
-// pollable returns f in a form that has deadlines, if it is a kind of file that
-// can have them.
-func pollable(f *os.File) (*os.File, error) {
-	fd, err := syscall.Dup(int(f.Fd()))
+// pollable returns a duplicate of a descriptor in a form that has deadlines, if
+// it is of a kind that can have them.
+func pollable(fd int, name string) (*os.File, error) {
+	fd, err := syscall.Dup(fd)
 	if err != nil {
 		return nil, os.NewSyscallError("dup", err)
 	}
+	syscall.CloseOnExec(fd)
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// restore makes f block again: the flag is also that of whoever gave us f.
+func restore(f *os.File) {
+	if rc, err := f.SyscallConn(); err == nil {
+		rc.Control(func(fd uintptr) { syscall.SetNonblock(int(fd), false) })
+	}
 }
 
 // pipeConn is a connection made of two pipes.
 type pipeConn struct{ in, out *os.File }
 
-func (c *pipeConn) Read(p []byte) (int, error)         { return c.in.Read(p) }
-func (c *pipeConn) Write(p []byte) (int, error)        { return c.out.Write(p) }
-func (c *pipeConn) CloseWrite() error                  { return c.out.Close() }
-func (c *pipeConn) Close() error                       { return errors.Join(ignoreClosed(c.out.Close()), c.in.Close()) }
+func (c *pipeConn) Read(p []byte) (int, error)  { return c.in.Read(p) }
+func (c *pipeConn) Write(p []byte) (int, error) { return c.out.Write(p) }
+func (c *pipeConn) CloseWrite() error           { restore(c.out); return c.out.Close() }
+func (c *pipeConn) Close() error {
+	restore(c.in)
+	return errors.Join(ignoreClosed(c.CloseWrite()), c.in.Close())
+}
 func (c *pipeConn) LocalAddr() net.Addr                { return pipeAddr{} }
 func (c *pipeConn) RemoteAddr() net.Addr               { return pipeAddr{} }
 func (c *pipeConn) SetReadDeadline(t time.Time) error  { return c.in.SetReadDeadline(t) }

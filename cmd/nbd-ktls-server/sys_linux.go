@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,6 +26,9 @@ func setUserTimeout(tc *net.TCPConn, d time.Duration) {
 // parent may start us from any thread.
 func withParent(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	parent := os.Getppid()
+	if parent == 0 {
+		return nil, nil, errors.New("--exit-with-parent: the parent is in another PID namespace and cannot be watched")
+	}
 	fd, err := unix.PidfdOpen(parent, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--exit-with-parent: %w", os.NewSyscallError("pidfd_open", err))
@@ -43,16 +47,16 @@ func withParent(ctx context.Context) (context.Context, context.CancelFunc, error
 	return ctx, cancel, nil
 }
 
-// toDevNull replaces the standard streams.
-func toDevNull() error {
+// toDevNull replaces standard streams: 0, 1, 2.
+func toDevNull(fds ...int) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer null.Close()
-	for fd := range 3 {
-		if err := unix.Dup2(int(null.Fd()), fd); err != nil {
-			return os.NewSyscallError("dup2", err)
+	for _, fd := range fds {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return os.NewSyscallError("dup3", err)
 		}
 	}
 	return nil

@@ -28,6 +28,9 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if dir == "" && o.tlsVerifyPeer {
+		return errors.New("--tls-verify-peer, but there are no certificates: use --tls-certificates=DIR")
+	}
 	if dir == "" {
 		o.tls = tlsOff
 		log.Warn("TLS is off: --tls=on, but there are no certificates")
@@ -38,7 +41,10 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if !o.tlsVerifyPeer {
+	switch {
+	case o.tls == tlsOn:
+		log.Warn("everybody who can reach this server may use it: with --tls=on they may do so in plain text")
+	case !o.tlsVerifyPeer:
 		log.Warn("everybody who can reach this server may use it: --tls-verify-peer is off", "certificates", dir)
 	}
 	if time.Now().After(ts.Expires) {

@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bufio"
 	"crypto/rand"
 	"os"
 	"os/exec"
@@ -185,6 +186,43 @@ h.shutdown()
 	out := run(t, nbdkit, "memory", "1M", "--run", `nbdinfo --size "$uri"`)
 	if out != "1048576\n" {
 		t.Errorf("--run: %q", out)
+	}
+}
+
+// In the background, too, it serves the file that was meant.
+func TestNbdkitInTheBackground(t *testing.T) {
+	need(t, "nbdinfo")
+	dir := t.TempDir()
+	t.Chdir(dir)
+	run(t, "truncate", "-s", "12345k", "disk.img")
+	run(t, "ln", "-s", program, "nbdkit")
+	run(t, "./nbdkit", "-U", "sock", "-P", "pid", "file", "disk.img")
+	if out := run(t, "nbdinfo", "--size", "nbd+unix:///?socket=sock"); out != "12641280\n" {
+		t.Errorf("size %q", out)
+	}
+	run(t, "sh", "-c", "kill $(cat pid)")
+}
+
+// Nobody reads the log any more: the server goes on.
+func TestLogReaderGoesAway(t *testing.T) {
+	need(t, "nbdinfo")
+	t.Chdir(t.TempDir())
+	server := exec.Command(program, "--tls=off", "-U", "sock", "memory", "1M")
+	log, err := server.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	bufio.NewReader(log).ReadString('\n') // it listens
+	log.Close()
+	for range 3 {
+		run(t, "nbdinfo", "nbd+unix:///?socket=sock")
+	}
+	server.Process.Signal(os.Interrupt)
+	if err := server.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

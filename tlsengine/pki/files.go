@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -60,25 +61,17 @@ func writePEM(dir, name, kind string, der []byte, mode fs.FileMode) (err error) 
 	return os.Rename(f.Name(), filepath.Join(dir, name))
 }
 
-// ReadPair reads a certificate and its key.
+// ReadPair reads a certificate and its key, which must belong together.
 func ReadPair(dir, cert, key string) (*Pair, error) {
-	c, err := ReadCert(dir, cert)
+	c, err := tls.LoadX509KeyPair(filepath.Join(dir, cert), filepath.Join(dir, key))
 	if err != nil {
 		return nil, err
 	}
-	der, err := readPEM(filepath.Join(dir, key))
-	if err != nil {
-		return nil, err
-	}
-	k, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, key), err)
-	}
-	signer, ok := k.(crypto.Signer)
+	signer, ok := c.PrivateKey.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%s: a %T cannot sign", filepath.Join(dir, key), k)
+		return nil, fmt.Errorf("%s: a %T cannot sign", filepath.Join(dir, key), c.PrivateKey)
 	}
-	return &Pair{c, signer}, nil
+	return &Pair{c.Leaf, signer}, nil
 }
 
 // ReadCert reads the first certificate of a file.

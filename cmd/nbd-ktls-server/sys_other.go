@@ -1,0 +1,18 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+)
+
+var errNotLinux = errors.New("only on Linux")
+
+func setUserTimeout(*net.TCPConn, time.Duration) {}
+func toDevNull(...int) error                     { return errNotLinux }
+func withParent(context.Context) (context.Context, context.CancelFunc, error) {
+	return nil, nil, errNotLinux
+}
