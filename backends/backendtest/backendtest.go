@@ -23,6 +23,7 @@ func Run(t *testing.T, open func(t testing.TB) nbd.Backend) {
 		rapid.Check(t, func(rt *rapid.T) { model(rt, resolve(rt, open(t))) })
 	})
 	t.Run("Concurrent", func(t *testing.T) { concurrent(t, resolve(t, open(t))) })
+	t.Run("Sparse", func(t *testing.T) { sparse(t, resolve(t, open(t))) })
 	t.Run("Empty", func(t *testing.T) { empty(t, resolve(t, open(t))) })
 }
 
@@ -121,6 +122,29 @@ func model(t *rapid.T, a *nbd.Abilities) {
 			copy(want[s[0]:], read(s[0], s[1])) // anything may be there now
 		},
 		"Sync": func(*rapid.T) { check(a.Sync()) },
+		"Cache": func(t *rapid.T) {
+			if a.Cache == nil {
+				t.Skip("no Cache")
+			}
+			s := span.Draw(t, "span")
+			check(a.Cache(s[0], s[1]))
+		},
+		"Hole": func(t *rapid.T) {
+			if a.Hole == nil {
+				t.Skip("no Hole")
+			}
+			s := span.Draw(t, "span")
+			for off, end := s[0], s[0]+s[1]; off < end; {
+				hole, n := a.Hole(off, end-off)
+				if n < 1 || n > end-off {
+					t.Fatalf("Hole at %d: %d of %d bytes", off, n, end-off)
+				}
+				if hole && !bytes.Equal(want[off:off+n], make([]byte, n)) {
+					t.Fatalf("a hole of %d bytes at %d, where data are", n, off)
+				}
+				off += n
+			}
+		},
 		"": func(t *rapid.T) {
 			if got := read(0, Size); !bytes.Equal(got, want) {
 				t.Fatalf("the whole is not what was written")
@@ -157,6 +181,45 @@ func concurrent(t *testing.T, a *nbd.Abilities) {
 		})
 	}
 	wg.Wait()
+}
+
+// sparse: a backend that tells holes from data finds them again, and those that
+// trimming makes.
+func sparse(t *testing.T, a *nbd.Abilities) {
+	if a.Hole == nil {
+		t.Skip("no Hole")
+	}
+	if hole, _ := a.Hole(0, Size); !hole {
+		t.Skip("all is data, as on a block device")
+	}
+	const at, n = 256 << 10, 128 << 10
+	if _, err := a.WriteAt(bytes.Repeat([]byte{1}, n), at); err != nil {
+		t.Fatal(err)
+	}
+	runs := func() (runs [][2]int64) { // of data
+		for off := int64(0); off < Size; {
+			hole, n := a.Hole(off, Size-off)
+			if last := len(runs) - 1; !hole && last >= 0 && runs[last][1] == off {
+				runs[last][1] = off + n
+			} else if !hole {
+				runs = append(runs, [2]int64{off, off + n})
+			}
+			off += n
+		}
+		return runs
+	}
+	if got := runs(); len(got) != 1 || got[0] != [2]int64{at, at + n} {
+		t.Errorf("data at %v, want %d to %d", got, at, at+n)
+	}
+	if a.Trim == nil {
+		return
+	}
+	if err := a.Trim(at, n); err != nil {
+		t.Fatal(err)
+	}
+	if got := runs(); len(got) != 0 {
+		t.Errorf("data at %v after trimming", got)
+	}
 }
 
 // empty: nothing at all may be read, written, zeroed and trimmed, anywhere.

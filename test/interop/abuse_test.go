@@ -82,8 +82,12 @@ func TestRandomStreams(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, args...)
-			const streams, clients = 5000, 32 // each
-			rubbish(t, s, 500, clients)       // what is needed once
+			const clients = 32
+			streams := 5000 // of each kind
+			if os.Getenv("NBD_TEST_FULL") != "" {
+				streams = 100_000
+			}
+			rubbish(t, s, 500, clients) // what is needed once
 			before := s.rss()
 			rubbish(t, s, streams, clients)
 			after := s.rss()
