@@ -106,7 +106,7 @@
 //	X23  TestX23BadRequestMagic
 //	E1   TestE1ExtendedHeaders TestT12TLSForgetsWhatWasAgreedOn
 //	E2   TestE2NoExportName
-//	E3   TestE3E5ExtendedRequestsAndReplies TestE3WriteNeedsPayloadLen
+//	E3   TestE3E5ExtendedRequestsAndReplies TestE3WriteWithoutPayloadLen
 //	E4   TestE4Payloads
 //	E5   TestE3E5ExtendedRequestsAndReplies
 //	E6   TestE6ExtendedBlockStatus

@@ -58,7 +58,9 @@ func (s *session) readRequest() (*request, error) {
 		return nil, err
 	}
 	req := &request{Request: r}
-	if s.style == extended && r.Flags&wire.CmdFlagPayloadLen != 0 || s.style != extended && r.Command == wire.CmdWrite {
+	// A WRITE has a payload, even if it should say so and does not: QEMU forgets
+	// to (seen with 10.0), and its own server lets that pass.
+	if r.Command == wire.CmdWrite || s.style == extended && r.Flags&wire.CmdFlagPayloadLen != 0 {
 		req.payloadLen = r.Length
 	}
 	return req, nil

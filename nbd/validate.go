@@ -77,9 +77,6 @@ func (s *session) validateCommand(r *request) error {
 			return refuse(wire.EINVAL, "flag %#x does not belong to %v", uint16(f), r.Command)
 		}
 	}
-	if r.Command == wire.CmdWrite && s.style == extended && r.Flags&wire.CmdFlagPayloadLen == 0 {
-		return refuse(wire.EINVAL, "a WRITE without PAYLOAD_LEN")
-	}
 	return nil
 }
 

@@ -195,6 +195,68 @@ h.shutdown()
 	}
 }
 
+// newer returns the path of a client of a newer release, which ./test/run
+// unpacks.
+func newer(t *testing.T, tool string) string {
+	t.Helper()
+	dir := os.Getenv("NBD_TEST_NEWER")
+	if dir == "" {
+		t.Skip("needs NBD_TEST_NEWER, which ./test/run sets on Debian")
+	}
+	path := filepath.Join(dir, "bin", tool)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Extended headers, by libnbd 1.22 and QEMU 10: 64-bit lengths on an image of
+// 8 TiB.
+func TestExtendedHeaders(t *testing.T) {
+	nbdinfo, nbdcopy, qemuIO, qemuImg := newer(t, "nbdinfo"), newer(t, "nbdcopy"), newer(t, "qemu-io"), newer(t, "qemu-img")
+	const size = 8 << 40
+	dir := certificates(t)
+	image := sparseImage(t, size)
+	s := start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", image)
+	if out := run(t, nbdinfo, "--no-content", s.uri(dir)); !contains(out, "using extended packets", "base:allocation") {
+		t.Errorf("nbdinfo: %s", out)
+	}
+	if out := run(t, nbdinfo, "--map", s.uri(dir)); strings.Count(out, "\n") != 3 || !contains(out, "4398047559680") {
+		t.Errorf("nbdinfo --map: %s", out)
+	}
+	object, opts := s.qemu(dir)
+	out := run(t, qemuIO, "--object", object, "--image-opts", opts,
+		"-c", "write -P 7 3T 1M", "-c", "read -P 7 3T 1M", "-c", "write -z 3T 1M", "-c", "read -P 0 3T 1M",
+		"-c", "write -f -P 8 5T 4k", "-c", "read -P 8 5T 4k", "-c", "discard 5T 1G", "-c", "flush")
+	if strings.Contains(out, "failed") {
+		t.Error(out)
+	}
+	var extents []struct {
+		Start, Length int64
+		Data          bool
+	}
+	out = run(t, qemuImg, "map", "--output=json", "--object", object, "--image-opts", opts)
+	if err := json.Unmarshal([]byte(out), &extents); err != nil || len(extents) != 3 || extents[1].Start != size/2 || !extents[1].Data {
+		t.Errorf("qemu-img map: %v %s", err, out)
+	}
+	if strings.Contains(s.log.String(), "request failed") {
+		t.Errorf("%s", s.log)
+	}
+
+	// In and out, sparse.
+	image = sparseImage(t, 64<<30)
+	s = start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", image)
+	copied := filepath.Join(t.TempDir(), "out.img")
+	run(t, nbdcopy, "--connections=4", "--threads=4", s.uri(dir), copied)
+	if n := allocated(t, copied); n > 2<<20 {
+		t.Errorf("the copy takes up %d bytes", n)
+	}
+	back := sparse(t, 64<<30)
+	s = start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", back)
+	run(t, nbdcopy, copied, s.uri(dir))
+	run(t, "cmp", "-i", "34359738368", "-n", "1048576", image, back)
+}
+
 // fio verifies what it has written, with 64 requests in flight. It takes its
 // certificates from a fixed place, so it comes without TLS; with TLS it comes
 // through nbdkit's proxy below.
