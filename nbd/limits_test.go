@@ -193,9 +193,11 @@ func TestX22Shutdown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			begun := make(chan struct{})
 			log := nbdtest.NewLog(t)
+			p := nbdtest.NewPKI(t)
 			srv := &nbd.Server{
-				Log:    log.Logger(),
-				Limits: nbd.Limits{DrainTimeout: test.drain},
+				Log:      log.Logger(),
+				StartTLS: p.StartTLS(t, false),
+				Limits:   nbd.Limits{DrainTimeout: test.drain},
 				Exports: nbd.ExportList{export("disk", faulty{memory.New(mib), func(a *nbd.Abilities) {
 					a.Sync = func() error { close(begun); time.Sleep(test.takes); return nil }
 				}})},
@@ -209,6 +211,7 @@ func TestX22Shutdown(t *testing.T) {
 			done := make(chan error)
 			go func() { done <- srv.Serve(ctx, l) }()
 			idle, busy := nbdtest.Hello(t, l.Addr()), nbdtest.Hello(t, l.Addr())
+			idle.StartTLS(p.Client(nil)) // and is sent a close_notify at the end, or ExpectEnd complains
 			idle.Go("disk")
 			busy.Go("disk")
 			busy.Request(wire.CmdFlush, 0, 1, 0, 0)

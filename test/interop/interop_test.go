@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -160,12 +161,28 @@ func (s *server) uri(dir string) string {
 	return "nbds://localhost:" + s.port + "/?tls-certificates=" + dir
 }
 
-// qemu is how QEMU's programs find the server: the --object, and the options of
-// an image.
-func (s *server) qemu(dir string) (object, image string) {
-	return "tls-creds-x509,id=tls0,dir=" + dir + ",endpoint=client",
-		"driver=nbd,host=localhost,port=" + s.port + ",tls-creds=tls0"
+// qemu is how QEMU's programs find the server: with an --object, if there is TLS,
+// and the options of an image.
+func (s *server) qemu(dir string) (object []string, image string) {
+	image = "driver=nbd,host=localhost,port=" + s.port
+	if dir == "" {
+		return nil, image
+	}
+	return []string{"--object", "tls-creds-x509,id=tls0,dir=" + dir + ",endpoint=client"}, image + ",tls-creds=tls0"
 }
+
+// bothWays runs a test with mutual TLS and without. flags are the server's; dir
+// is the client's directory, or "".
+func bothWays(t *testing.T, f func(t *testing.T, flags []string, dir string)) {
+	t.Run("TLS", func(t *testing.T) {
+		dir := certificates(t)
+		f(t, []string{"--tls-certificates=" + dir, "--tls-verify-peer"}, dir)
+	})
+	t.Run("plain", func(t *testing.T) { f(t, []string{"--tls=off"}, "") })
+}
+
+// with joins slices of arguments.
+func with(parts ...[]string) []string { return slices.Concat(parts...) }
 
 // log collects what a program says.
 type log struct {

@@ -99,21 +99,26 @@ func writer(size int) []byte {
 // there: storage migration.
 func TestBlockdevMirror(t *testing.T) {
 	need(t, "qemu-system-x86_64")
+	bothWays(t, mirror)
+}
+
+func mirror(t *testing.T, flags []string, dir string) {
 	const size = 64 << 20
-	dir := certificates(t)
 	source := filepath.Join(t.TempDir(), "source.img")
 	if err := os.WriteFile(source, writer(size), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	target := sparse(t, size)
-	s := start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", target)
+	s := start(t, with(flags, []string{"file", target})...)
 	object, _ := s.qemu(dir)
 	monitor := filepath.Join(t.TempDir(), "qmp")
 	var out log
-	qemu := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none", "-object", object,
-		"-qmp", "unix:"+monitor+",server=on,wait=off",
-		"-blockdev", "driver=file,node-name=source,filename="+source,
-		"-device", "virtio-blk-pci,drive=source,id=disk")
+	qemu := exec.Command("qemu-system-x86_64", with(object, []string{
+		"-nodefaults", "-display", "none",
+		"-qmp", "unix:" + monitor + ",server=on,wait=off",
+		"-blockdev", "driver=file,node-name=source,filename=" + source,
+		"-device", "virtio-blk-pci,drive=source,id=disk",
+	})...)
 	qemu.Stdout, qemu.Stderr = &out, &out
 	if err := qemu.Start(); err != nil {
 		t.Fatal(err)
@@ -123,10 +128,14 @@ func TestBlockdevMirror(t *testing.T) {
 	changed(t, source) // the machine runs
 
 	q := dialQMP(t, monitor)
-	q.do("blockdev-add", map[string]any{
-		"driver": "nbd", "node-name": "target", "tls-creds": "tls0",
+	node := map[string]any{
+		"driver": "nbd", "node-name": "target",
 		"server": map[string]string{"type": "inet", "host": "localhost", "port": s.port},
-	})
+	}
+	if dir != "" {
+		node["tls-creds"] = "tls0"
+	}
+	q.do("blockdev-add", node)
 	q.do("blockdev-mirror", map[string]any{"job-id": "mirror", "device": "source", "target": "target", "sync": "full"})
 	q.wait("BLOCK_JOB_READY")
 	q.do("stop", nil) // so that both can be compared

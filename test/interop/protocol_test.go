@@ -45,17 +45,20 @@ func allocated(t *testing.T, path string) int64 {
 // sparse.
 func TestSparseCopy(t *testing.T) {
 	need(t, "nbdcopy")
+	bothWays(t, sparseCopy)
+}
+
+func sparseCopy(t *testing.T, flags []string, dir string) {
 	const size = 64 << 30
-	dir := certificates(t)
 	image := sparseImage(t, size)
 	begun := time.Now()
 
-	s := start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", image)
+	s := start(t, with(flags, []string{"file", image})...)
 	out := filepath.Join(t.TempDir(), "out.img")
 	run(t, "nbdcopy", s.uri(dir), out)
 
 	in := sparse(t, size)
-	s = start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", in)
+	s = start(t, with(flags, []string{"file", in})...)
 	run(t, "nbdcopy", image, s.uri(dir))
 
 	t.Logf("there and back in %v", time.Since(begun))
@@ -111,7 +114,7 @@ func TestMaps(t *testing.T) {
 		t.Errorf("nbdinfo --map: %+v", libnbd)
 	}
 	object, opts := s.qemu(dir)
-	decode(run(t, "qemu-img", "map", "--output=json", "--object", object, "--image-opts", opts), &qemu)
+	decode(run(t, "qemu-img", "map", "--output=json", object[0], object[1], "--image-opts", opts), &qemu)
 	if len(qemu) != 3 || qemu[1].Start != 32<<20 || qemu[1].Length != 1<<20 || !qemu[1].Data || qemu[0].Data || !qemu[0].Zero {
 		t.Errorf("qemu-img map: %+v", qemu)
 	}
@@ -225,7 +228,7 @@ func TestExtendedHeaders(t *testing.T) {
 		t.Errorf("nbdinfo --map: %s", out)
 	}
 	object, opts := s.qemu(dir)
-	out := run(t, qemuIO, "--object", object, "--image-opts", opts,
+	out := run(t, qemuIO, object[0], object[1], "--image-opts", opts,
 		"-c", "write -P 7 3T 1M", "-c", "read -P 7 3T 1M", "-c", "write -z 3T 1M", "-c", "read -P 0 3T 1M",
 		"-c", "write -f -P 8 5T 4k", "-c", "read -P 8 5T 4k", "-c", "discard 5T 1G", "-c", "flush")
 	if strings.Contains(out, "failed") {
@@ -235,7 +238,7 @@ func TestExtendedHeaders(t *testing.T) {
 		Start, Length int64
 		Data          bool
 	}
-	out = run(t, qemuImg, "map", "--output=json", "--object", object, "--image-opts", opts)
+	out = run(t, qemuImg, "map", "--output=json", object[0], object[1], "--image-opts", opts)
 	if err := json.Unmarshal([]byte(out), &extents); err != nil || len(extents) != 3 || extents[1].Start != size/2 || !extents[1].Data {
 		t.Errorf("qemu-img map: %v %s", err, out)
 	}

@@ -184,7 +184,7 @@ func TestRefusedClients(t *testing.T) {
 			args := []string{"info", "nbd://localhost:" + s.port}
 			if test.dir != "" {
 				object, opts := s.qemu(test.dir)
-				args = []string{"info", "--object", object, "--image-opts", opts}
+				args = with([]string{"info"}, object, []string{"--image-opts", opts})
 			}
 			out, err = try(t, "qemu-img", args...)
 			t.Logf("qemu-img: %s", strings.TrimSpace(out))
