@@ -11,6 +11,10 @@ import (
 // will carry it.
 const headroom = wire.ExtendedReplySize + wire.OffsetDataSize
 
+// tailroom is kept free behind it: an encrypting connection has a use for a byte
+// there (net.Buffers given to WriteBuffers).
+const tailroom = 1
+
 // buffer holds the payload of one request or reply.
 type buffer struct {
 	mem   []byte
@@ -31,11 +35,11 @@ var bufferPools [maxBufferBits - minBufferBits + 1]sync.Pool
 func newBuffer(n int) *buffer {
 	class := max(bits.Len(uint(max(n, 1)-1)), minBufferBits) - minBufferBits
 	if class >= len(bufferPools) {
-		return &buffer{mem: make([]byte, headroom+n), n: n, class: -1}
+		return &buffer{mem: make([]byte, headroom+n+tailroom), n: n, class: -1}
 	}
 	b, _ := bufferPools[class].Get().(*buffer)
 	if b == nil {
-		b = &buffer{mem: make([]byte, headroom+1<<(class+minBufferBits)), class: class}
+		b = &buffer{mem: make([]byte, headroom+1<<(class+minBufferBits)+tailroom), class: class}
 	}
 	b.n = n
 	return b

@@ -192,6 +192,7 @@ func (c *conn) close() {
 		closeWrite(c.raw)
 	}
 	io.Copy(io.Discard, c.raw)
+	c.top.Close() // and raw with it
 	c.raw.Close()
 }
 

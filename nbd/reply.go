@@ -3,6 +3,7 @@ package nbd
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -111,7 +112,7 @@ func (r *replies) send(p []byte) error {
 	for len(p) > 0 && r.err == nil {
 		n := min(len(p), stallUnit)
 		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
-		_, r.err = r.conn.top.Write(p[:n])
+		r.err = write(r.conn.top, p[:n])
 		p = p[n:]
 		if r.err != nil {
 			r.err = fmt.Errorf("sending a reply: %w", r.err)
@@ -119,4 +120,16 @@ func (r *replies) send(p []byte) error {
 		}
 	}
 	return r.err
+}
+
+// buffersWriter is a connection that takes a reply for its own while it sends it,
+// and a byte behind: it need not copy what it encrypts.
+type buffersWriter interface{ WriteBuffers(net.Buffers) error }
+
+func write(nc net.Conn, p []byte) error {
+	if w, ok := nc.(buffersWriter); ok {
+		return w.WriteBuffers(net.Buffers{p})
+	}
+	_, err := nc.Write(p)
+	return err
 }

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"nbd-ktls-server/tlsengine/pki"
 )
@@ -23,15 +22,21 @@ type Config struct {
 	// VerifyPeer refuses clients without a certificate issued by the CA and
 	// not revoked.
 	VerifyPeer bool
+
+	Options
 }
 
-// Server makes encrypted connections. Its method StartTLS may be called from
-// many goroutines.
-type Server struct {
-	config *tls.Config
-	// Expires is when the server's certificate does.
-	Expires time.Time
+// Options are for those who know why.
+type Options struct {
+	// RekeyBytes is how many bytes we send under one key at most; 0: as many as
+	// the cipher allows.
+	RekeyBytes int64
+	// RekeyRecords is likewise in records.
+	RekeyRecords uint64
 }
+
+// minRekeyRecords leaves room for a KeyUpdate and for data before it.
+const minRekeyRecords = 4
 
 // New reads the certificates.
 func New(c Config) (*Server, error) {
@@ -39,18 +44,16 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: the server's certificate: %w", err)
 	}
-	s := &Server{
-		Expires: cert.Leaf.NotAfter,
-		config: &tls.Config{
-			Certificates: []tls.Certificate{cert},
-			MinVersion:   tls.VersionTLS12,
-			// A ticket would be a way in that outlives the certificate, and a
-			// record sent before the first reply.
-			SessionTicketsDisabled: true,
-			// Replies are long: a first kilobyte soon is worth nothing.
-			DynamicRecordSizingDisabled: true,
-		},
+	config := &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		MinVersion:   tls.VersionTLS12,
+		// A ticket would be a way in that outlives the certificate, and a record
+		// sent before the first reply.
+		SessionTicketsDisabled: true,
+		// Replies are long: a first kilobyte soon is worth nothing.
+		DynamicRecordSizingDisabled: true,
 	}
+	s := &Server{Expires: cert.Leaf.NotAfter, options: c.Options, config12: config, config13: config.Clone()}
 	if !c.VerifyPeer {
 		return s, nil
 	}
@@ -62,12 +65,14 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: the revocation list: %w", err)
 	}
-	s.config.ClientAuth = tls.RequireAndVerifyClientCert
-	s.config.ClientCAs = x509.NewCertPool()
+	s.verifier = &verifier{roots: x509.NewCertPool(), revoked: revoked}
 	for _, ca := range cas {
-		s.config.ClientCAs.AddCert(ca)
+		s.verifier.roots.AddCert(ca)
 	}
-	s.config.VerifyConnection = revoked.verify
+	s.config12.ClientCAs, s.config13.ClientCAs = s.verifier.roots, s.verifier.roots
+	s.config12.ClientAuth = tls.RequireAndVerifyClientCert
+	s.config12.VerifyConnection = s.verifier.verify12
+	s.config13.ClientAuth = tls.RequestClientCert // and takeOver verifies it
 	return s, nil
 }
 
@@ -93,9 +98,6 @@ func loadCAs(dir string) ([]*x509.Certificate, error) {
 	}
 	return cas, nil
 }
-
-// ErrRevoked means that a certificate is on the revocation list.
-var ErrRevoked = errors.New("the certificate has been revoked")
 
 // revocations maps an issuer, in DER, to the serial numbers it has revoked.
 type revocations map[string]map[string]bool
@@ -143,19 +145,7 @@ func checkIssuer(l *x509.RevocationList, cas []*x509.Certificate) error {
 	return fmt.Errorf("none of the certificate authorities has signed the list of %v", l.Issuer)
 }
 
-// verify refuses a client if every chain to a CA has a revoked link.
-func (r revocations) verify(cs tls.ConnectionState) error {
-	if len(r) == 0 {
-		return nil
-	}
-	for _, chain := range cs.VerifiedChains {
-		if !r.any(chain) {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: %s, serial number %s", ErrRevoked, cs.PeerCertificates[0].Subject, cs.PeerCertificates[0].SerialNumber)
-}
-
+// any reports whether a certificate of chain has been revoked.
 func (r revocations) any(chain []*x509.Certificate) bool {
 	for _, c := range chain {
 		if r[string(c.RawIssuer)][c.SerialNumber.String()] {

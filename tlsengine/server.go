@@ -3,53 +3,93 @@ package tlsengine
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 )
 
-// Conn is an encrypted connection.
-type Conn struct {
-	*tls.Conn
-	chain []*x509.Certificate
-	state tls.ConnectionState
+// Server makes encrypted connections. Its method StartTLS may be called from
+// many goroutines.
+type Server struct {
+	config12, config13 *tls.Config
+	verifier           *verifier // nil: clients need no certificate
+	options            Options
+	// Expires is when the server's certificate does.
+	Expires time.Time
 }
 
 // StartTLS does the handshake on conn, as the server. If it fails, the client
 // has been sent an alert where there is one to send; closing conn is left to
 // the caller.
 func (s *Server) StartTLS(ctx context.Context, conn net.Conn) (net.Conn, error) {
-	// The handshake would end with ctx by closing conn, which keepOpen does not do.
+	// The handshake would end with ctx by closing conn, which boundaryConn does
+	// not do.
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-	tc := tls.Server(keepOpen{conn}, s.config)
+	var keys secrets
+	defer keys.wipe()
+	boundary := &boundaryConn{Conn: conn}
+	tc := tls.Server(boundary, s.configFor(&keys))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, explain(err)
 	}
-	c := &Conn{Conn: tc, state: tc.ConnectionState()}
-	if chains := c.state.VerifiedChains; len(chains) > 0 {
-		c.chain = chains[0]
+	cs := tc.ConnectionState()
+	if cs.Version != tls.VersionTLS13 {
+		c := &conn12{tc, newState(cs, "TLS 1.2")}
+		if len(cs.VerifiedChains) > 0 {
+			c.state.Peer = cs.VerifiedChains[0]
+		}
+		return c, nil
 	}
-	return c, nil
+	boundary.over.Store(true) // tc must not be used any more
+	return s.takeOver(conn, cs, &keys)
 }
 
-// keepOpen is a connection that the TLS layer cannot close: the alert that it
-// sends last would be lost if the connection were closed, as it does, with
-// bytes of the client unread.
-type keepOpen struct{ net.Conn }
+// configFor returns the configuration of one connection. A client that knows TLS
+// 1.3 will get it; its certificate is then for us to verify.
+func (s *Server) configFor(keys *secrets) *tls.Config {
+	c := s.config12.Clone()
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+			return nil, nil
+		}
+		c := s.config13.Clone()
+		c.KeyLogWriter = keys
+		return c, nil
+	}
+	return c
+}
 
-func (keepOpen) Close() error { return nil }
-
-// PeerCertificates returns the verified certificate of the client and its
-// issuers, leaf first, or nil.
-func (c *Conn) PeerCertificates() []*x509.Certificate { return c.chain }
-
-// String names version and cipher suite.
-func (c *Conn) String() string {
-	return tls.VersionName(c.state.Version) + " " + tls.CipherSuiteName(c.state.CipherSuite)
+// takeOver begins with our own records where crypto/tls's handshake has ended:
+// both sequence numbers are 0, since no ticket has been sent.
+func (s *Server) takeOver(conn net.Conn, cs tls.ConnectionState, keys *secrets) (net.Conn, error) {
+	su := suiteByID(cs.CipherSuite)
+	if su == nil || keys.client == nil || keys.server == nil {
+		return nil, fmt.Errorf("tls: no secrets for %s", tls.CipherSuiteName(cs.CipherSuite))
+	}
+	c, err := newConn(conn, su, slices.Clone(keys.client), slices.Clone(keys.server))
+	if err != nil {
+		return nil, err
+	}
+	c.state = newState(cs, "kernel TLS is not supported yet")
+	if s.options.RekeyRecords > 0 {
+		c.rekeyRecords = max(s.options.RekeyRecords, minRekeyRecords)
+	}
+	c.rekeyBytes = s.options.RekeyBytes
+	if s.verifier == nil {
+		return c, nil
+	}
+	if c.state.Peer, err = s.verifier.verify(cs.PeerCertificates); err != nil {
+		var ae *alertError
+		if errors.As(err, &ae) {
+			c.sendAlert(ae.alert)
+		}
+		return nil, err
+	}
+	return c, nil
 }
 
 // explain adds to a handshake error who found what wrong.

@@ -101,8 +101,8 @@ func TestRefusals(t *testing.T) {
 		{name: "no certificate", config: p.Client(nil), alert: "certificate required", reason: "client didn't provide a certificate", alert12: "handshake failure"},
 		{name: "another authority's", config: p.Client(other.ClientPair), alert: "unknown certificate authority", reason: "the client's certificate (CN=client) was refused"},
 		{name: "expired", config: p.Client(expired), alert: "expired certificate", reason: "expired"},
-		{name: "a server's", config: p.Client(server), alert: "bad certificate", reason: "incompatible key usage"},
-		{name: "revoked", config: p.Client(revoked), alert: "bad certificate", reason: "has been revoked: CN=revoked"},
+		{name: "a server's", config: p.Client(server), alert: "unsupported certificate", reason: "incompatible key usage", alert12: "bad certificate"},
+		{name: "revoked", config: p.Client(revoked), alert: "revoked certificate", reason: "CN=revoked, serial number", alert12: "bad certificate"},
 		{name: "the client does not know us", config: untrusting, clientRefusing: true, reason: "the client gave up: remote error: tls: "},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {

@@ -217,7 +217,7 @@ func TestAlertsReachTheClient(t *testing.T) {
 	}{
 		"no certificate":         {nil, "alert certificate required"},
 		"a stranger's":           {[]string{"-cert", foreign + "/client-cert.pem", "-key", foreign + "/client-key.pem"}, "alert unknown ca"},
-		"a server's certificate": {[]string{"-cert", dir + "/server-cert.pem", "-key", dir + "/server-key.pem"}, "alert bad certificate"},
+		"a server's certificate": {[]string{"-cert", dir + "/server-cert.pem", "-key", dir + "/server-key.pem"}, "alert unsupported certificate"},
 		"too old a version":      {[]string{"-tls1_1", "-cipher", "ALL:@SECLEVEL=0"}, "alert protocol version"},
 	} {
 		args := append([]string{"s_client", "-connect", "localhost:" + port, "-ign_eof", "-CAfile", dir + "/ca-cert.pem"}, test.args...)

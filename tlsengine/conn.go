@@ -1,0 +1,230 @@
+package tlsengine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Conn is an encrypted connection, TLS 1.3: the record layer after the
+// handshake. Reading and writing go on side by side; each may be called from
+// several goroutines.
+//
+// The way of a byte in: reader.go collects records and opens them, in place or
+// where the caller wants them; posthandshake.go answers what is not data. The
+// way of a byte out: writer.go seals records and sends many at a time.
+type Conn struct {
+	raw   net.Conn
+	state State
+
+	in  reader
+	out writer
+
+	// updateOwed says that the peer has asked for a KeyUpdate of ours. It is
+	// sent before the next application data (RFC 8446, Section 4.6.3), by
+	// whoever writes next, or by a goroutine if nobody does.
+	updateOwed atomic.Bool
+	answering  sync.WaitGroup
+
+	rekeyRecords uint64 // of one key that we send at most
+	rekeyBytes   int64  // likewise, in bytes; 0: no limit
+}
+
+// Lock order: in.mu before out.mu.
+
+// newConn takes over raw after the handshake, at the first record of each
+// direction.
+func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, error) {
+	c := &Conn{raw: raw, rekeyRecords: defaultRekeyRecords}
+	c.in.suite, c.out.suite = su, su
+	if err := c.in.setSecret(client); err != nil {
+		return nil, err
+	}
+	if err := c.out.setSecret(server); err != nil {
+		return nil, err
+	}
+	if sc, ok := raw.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			c.in.rc = rc
+		}
+	}
+	c.in.try = c.in.tryRead
+	return c, nil
+}
+
+// Read reads application data. io.EOF means that the peer has said that there
+// are no more (close_notify); an end without that is io.ErrUnexpectedEOF. All of
+// p may be used as scratch space.
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	for {
+		if n := c.in.take(p); n > 0 {
+			return n, nil
+		}
+		if c.in.err != nil {
+			return 0, c.in.err
+		}
+		n, err := c.readRecord(p)
+		if err != nil {
+			return 0, c.failRead(err)
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// failRead makes an error of reading permanent, unless it is a deadline, and
+// tells the peer what it did wrong.
+func (c *Conn) failRead(err error) error {
+	var ae *alertError
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case errors.As(err, &ae):
+		c.sendAlert(ae.alert)
+	}
+	c.in.err = err
+	return err
+}
+
+// readRecord reads one record. It returns how many bytes of data it has put into
+// p; data for which p is too small wait in c.in.
+func (c *Conn) readRecord(p []byte) (int, error) {
+	record, err := c.in.next(c.raw)
+	if err != nil {
+		return 0, err
+	}
+	dst := record[recordHeaderLen:] // in place
+	direct := len(p) >= len(dst)-tagLen
+	if direct {
+		dst = p
+	}
+	typ, content, err := c.in.open(dst, record)
+	if err != nil {
+		return 0, err
+	}
+	if len(c.in.fragment) > 0 && typ != typeHandshake {
+		return 0, fatal(alertUnexpectedMessage, "a record of type %d in the middle of a handshake message", typ)
+	}
+	switch typ {
+	case typeApplicationData:
+		if len(content) == 0 {
+			return 0, c.in.useless()
+		}
+		c.in.idle = 0
+		if direct {
+			return len(content), nil
+		}
+		c.in.data = content
+		return 0, nil
+	case typeHandshake:
+		return 0, c.handleHandshake(content)
+	case typeAlert:
+		return 0, c.handleAlert(content)
+	}
+	return 0, fatal(alertUnexpectedMessage, "a record with type %d in it", typ)
+}
+
+// Write sends p. It is one batch: nothing else comes between its records.
+func (c *Conn) Write(p []byte) (int, error) {
+	if err := c.write(p, false); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteBuffers sends all of bufs as one batch, with as few records as they
+// need. The buffers, and a byte behind each that has the capacity, may be
+// changed meanwhile; they are as before when it returns.
+func (c *Conn) WriteBuffers(bufs net.Buffers) error {
+	if len(bufs) == 1 {
+		return c.write(bufs[0], true)
+	}
+	n := 1 // for the last record's inner type
+	for _, b := range bufs {
+		n += len(b)
+	}
+	p := make([]byte, 0, n)
+	for _, b := range bufs {
+		p = append(p, b...)
+	}
+	return c.write(p, true)
+}
+
+// SendFile sends hdr and n bytes of f from off, as one batch. (false, nil) means
+// that nothing was done: read the bytes and write them. (false, err): f cannot
+// be read, and nothing was sent. (true, err): the connection is broken.
+//
+// Here, in user space, the file is read and sealed; what makes it worth while is
+// a kernel that does both.
+func (c *Conn) SendFile(hdr []byte, f *os.File, off, n int64) (handled bool, err error) {
+	if n > maxSendFile {
+		return false, nil
+	}
+	p := make([]byte, len(hdr)+int(n), len(hdr)+int(n)+1)
+	copy(p, hdr)
+	if k, err := f.ReadAt(p[len(hdr):], off); k < int(n) {
+		if err == nil || errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return false, fmt.Errorf("%d of %d bytes were read at %d: %w", k, n, off, err)
+	}
+	return true, c.write(p, true)
+}
+
+// maxSendFile bounds the memory of SendFile.
+const maxSendFile = 1 << 20
+
+// CloseWrite says that no more data follow (close_notify). The connection stays
+// open for reading.
+func (c *Conn) CloseWrite() error {
+	if !c.lockOutWithin(alertPatience) {
+		return errBusy
+	}
+	defer c.unlockOut()
+	if c.out.err != nil {
+		return c.out.err
+	}
+	err := c.sendAlertLocked(alertCloseNotify)
+	c.out.err = errClosed
+	return err
+}
+
+// Close closes the connection and forgets its keys. Say so with CloseWrite
+// before.
+func (c *Conn) Close() error {
+	err := c.raw.Close()
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.answering.Wait() // nobody begins to answer without in.mu
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	if c.in.err == nil {
+		c.in.err = net.ErrClosed
+	}
+	if c.out.err == nil {
+		c.out.err = net.ErrClosed
+	}
+	c.in.wipe()
+	c.in.release()
+	c.out.wipe()
+	return err
+}
+
+// LocalAddr and the others are those of the connection underneath.
+func (c *Conn) LocalAddr() net.Addr                { return c.raw.LocalAddr() }
+func (c *Conn) RemoteAddr() net.Addr               { return c.raw.RemoteAddr() }
+func (c *Conn) SetDeadline(t time.Time) error      { return c.raw.SetDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error  { return c.raw.SetReadDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }
