@@ -74,7 +74,7 @@ func (s *Server) takeOver(conn net.Conn, cs tls.ConnectionState, keys *secrets) 
 	if err != nil {
 		return nil, err
 	}
-	c.state = newState(cs, "kernel TLS is not supported yet")
+	c.state = newState(cs, "")
 	if s.options.RekeyRecords > 0 {
 		c.rekeyRecords = max(s.options.RekeyRecords, minRekeyRecords)
 	}

@@ -31,9 +31,13 @@ type State struct {
 	TX, RX Layer
 }
 
-// String is a line for the log.
+// String is for the log.
 func (s State) String() string {
-	return fmt.Sprintf("%s %s %v", tls.VersionName(s.Version), tls.CipherSuiteName(s.Suite), s.Group)
+	text := fmt.Sprintf("%s %s %v tx=%v rx=%v", tls.VersionName(s.Version), tls.CipherSuiteName(s.Suite), s.Group, s.TX, s.RX)
+	if !s.TX.Kernel && s.TX.Why != "" {
+		text += " (" + s.TX.Why + ")"
+	}
+	return text
 }
 
 func newState(cs tls.ConnectionState, why string) State {

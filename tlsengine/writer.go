@@ -97,11 +97,11 @@ func (c *Conn) write(p []byte, spare bool) error {
 	}
 }
 
-// room is how much of n bytes goes into the next batch: as much as fits, and not
-// much more than the key is good for.
+// room is how much of n bytes goes into the next batch: as much as fits, and as
+// the key is good for, less the KeyUpdate that ends it.
 func (c *Conn) room(n int) int {
 	n = min(n, batchRecords*maxPlaintext)
-	if left := c.rekeyRecords - c.out.seq; uint64(n) > left*maxPlaintext {
+	if left := c.rekeyRecords - 1 - c.out.seq; uint64(n) > left*maxPlaintext {
 		n = int(left) * maxPlaintext
 	}
 	return n

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"nbd-ktls-server/plugins"
 	"nbd-ktls-server/systemd"
 )
 
@@ -25,6 +26,7 @@ type options struct {
 	verbose, version       bool
 	tls, tlsCertificates   string
 	tlsVerifyPeer          bool
+	tlsRekeyAfter          size
 	run                    string
 	exitWithParent, single bool
 	threads                int
@@ -56,6 +58,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.tls, "tls", o.tls, "off, on (clients choose) or require")
 	fs.StringVar(&o.tlsCertificates, "tls-certificates", "", "directory of ca-cert.pem, server-cert.pem, server-key.pem; auto makes one, with --tls-verify-peer")
 	fs.BoolVar(&o.tlsVerifyPeer, "tls-verify-peer", false, "refuse clients without a certificate of the same authority")
+	fs.Var(&o.tlsRekeyAfter, "tls-rekey-after", "change our key after sending so many bytes (default as many as the cipher is good for)")
 	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
 	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
 	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
@@ -145,6 +148,23 @@ func (d *duration) Set(s string) error {
 	*d = duration(v)
 	return nil
 }
+
+// size is a flag: bytes, as nbdkit writes them.
+type size int64
+
+func (n *size) Set(s string) error {
+	v, err := plugins.ParseSize(s)
+	*n = size(v)
+	return err
+}
+
+func (n *size) String() string {
+	if *n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*n), 10)
+}
+func (n *size) Type() string { return "size" }
 
 func (d *duration) String() string { return time.Duration(*d).String() }
 func (d *duration) Type() string   { return "duration" }

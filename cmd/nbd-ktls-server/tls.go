@@ -37,7 +37,10 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 		return nil
 	}
 	o.tlsCertificates = dir
-	ts, err := tlsengine.New(tlsengine.Config{Dir: dir, VerifyPeer: o.tlsVerifyPeer})
+	ts, err := tlsengine.New(tlsengine.Config{
+		Dir: dir, VerifyPeer: o.tlsVerifyPeer,
+		Options: tlsengine.Options{RekeyBytes: int64(o.tlsRekeyAfter)},
+	})
 	if err != nil {
 		return err
 	}

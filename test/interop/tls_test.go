@@ -83,6 +83,104 @@ func TestOpenSSLClient(t *testing.T) {
 	}
 }
 
+// talk starts a TLS client program, and returns its input and what it has said
+// so far.
+func talk(t *testing.T, name string, args ...string) (io.Writer, *log) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &log{t: t}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return in, out
+}
+
+// list is an NBD_OPT_LIST; each is answered by one more "an export". An option
+// that does not exist ends it with a newline, behind which gnutls-cli looks for
+// its commands.
+const list = "IHAVEOPT\x00\x00\x00\x03\x00\x00\x00\x00" + "IHAVEOPT\x00\x00\x00\x63\x00\x00\x00\x01\n"
+
+// listed sends a LIST and waits until it has been answered for the nth time.
+func listed(t *testing.T, in io.Writer, out *log, n int) {
+	t.Helper()
+	io.WriteString(in, list)
+	for end := time.Now().Add(10 * time.Second); strings.Count(out.String(), "an export") < n; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("LIST %d is not answered:\n%q", n, out)
+		}
+	}
+	// Commands are recognised at the beginning of what is read at once.
+	time.Sleep(50 * time.Millisecond)
+}
+
+// Key updates by OpenSSL, of its own key (k) and of both (K), and of ours.
+func TestOpenSSLKeyUpdates(t *testing.T) {
+	need(t, "openssl")
+	dir := certificates(t)
+	s := start(t, "--tls-certificates="+dir, "--tls-rekey-after=100", "-e", "an export", "memory", "1M")
+	for _, suite := range []string{"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"} {
+		in, out := talk(t, "openssl", "s_client", "-connect", "localhost:"+relay(t, s), "-ciphersuites", suite, "-CAfile", dir+"/ca-cert.pem")
+		listed(t, in, out, 1)
+		for i, command := range []string{"k\n", "K\n", "K\n", "k\n"} {
+			io.WriteString(in, command)
+			time.Sleep(50 * time.Millisecond)
+			listed(t, in, out, i+2)
+		}
+		if n := strings.Count(out.String(), "KEYUPDATE"); n != 4 {
+			t.Errorf("%s: %d updates:\n%q", suite, n, out)
+		}
+	}
+}
+
+// Likewise by GnuTLS: ^rekey1^ of its own key, ^rekey^ of both.
+func TestGnuTLSKeyUpdates(t *testing.T) {
+	need(t, "gnutls-cli")
+	dir := certificates(t)
+	s := start(t, "--tls-certificates="+dir, "--tls-rekey-after=100", "-e", "an export", "memory", "1M")
+	for _, cipher := range []string{"AES-128-GCM", "AES-256-GCM", "CHACHA20-POLY1305"} {
+		in, out := talk(t, "gnutls-cli", "--inline-commands", "--port", relay(t, s), "--x509cafile", dir+"/ca-cert.pem",
+			"--priority", "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+"+cipher, "localhost")
+		listed(t, in, out, 1)
+		for i, command := range []string{"^rekey1^\n", "^rekey^\n", "^rekey^\n", "^rekey1^\n"} {
+			io.WriteString(in, command)
+			time.Sleep(50 * time.Millisecond)
+			listed(t, in, out, i+2)
+		}
+		if strings.Contains(out.String(), "rekey") {
+			t.Errorf("%s: the commands were sent as data:\n%q", cipher, out)
+		}
+	}
+}
+
+// Handshakes that take another turn: HelloRetryRequest, other groups.
+func TestGroups(t *testing.T) {
+	need(t, "openssl")
+	dir := certificates(t)
+	s := start(t, "-v", "--tls-certificates="+dir, "-e", "an export", "memory", "1M")
+	port := relay(t, s)
+	for groups, temp := range map[string]string{
+		"X448:X25519": "X25519", // we know no X448: HelloRetryRequest
+		"X25519":      "X25519",
+		"P-256":       "ECDH, prime256v1",
+		"P-521":       "ECDH, secp521r1",
+	} {
+		in, out := talk(t, "openssl", "s_client", "-connect", "localhost:"+port, "-groups", groups, "-CAfile", dir+"/ca-cert.pem")
+		listed(t, in, out, 1)
+		if !strings.Contains(out.String(), "Server Temp Key: "+temp) {
+			t.Errorf("groups %s:\n%s", groups, out)
+		}
+	}
+}
+
 func TestGnuTLSClient(t *testing.T) {
 	need(t, "gnutls-cli")
 	dir := certificates(t)
