@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"nbd-ktls-server/tlsengine/pki"
 )
@@ -38,8 +39,24 @@ type Options struct {
 // minRekeyRecords leaves room for a KeyUpdate and for data before it.
 const minRekeyRecords = 4
 
-// New reads the certificates.
-func New(c Config) (*Server, error) {
+// credentials are what is read from a directory.
+type credentials struct {
+	config12, config13 *tls.Config
+	verifier           *verifier // nil: clients need no certificate
+	validity           Validity
+}
+
+// Validity says how long what was read is good for.
+type Validity struct {
+	// Certificate is when the server's certificate expires.
+	Certificate time.Time
+	// Revocations is when the revocation list should have been replaced; zero
+	// without one.
+	Revocations time.Time
+}
+
+// load reads a directory.
+func load(c *Config) (*credentials, error) {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(c.Dir, pki.ServerCert), filepath.Join(c.Dir, pki.ServerKey))
 	if err != nil {
 		return nil, fmt.Errorf("tls: the server's certificate: %w", err)
@@ -53,27 +70,28 @@ func New(c Config) (*Server, error) {
 		// Replies are long: a first kilobyte soon is worth nothing.
 		DynamicRecordSizingDisabled: true,
 	}
-	s := &Server{Expires: cert.Leaf.NotAfter, options: c.Options, config12: config, config13: config.Clone()}
+	cr := &credentials{config12: config, config13: config.Clone(), validity: Validity{Certificate: cert.Leaf.NotAfter}}
 	if !c.VerifyPeer {
-		return s, nil
+		return cr, nil
 	}
 	cas, err := loadCAs(c.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("tls: the certificate authority: %w", err)
 	}
-	revoked, err := loadRevoked(c.Dir, cas)
+	revoked, until, err := loadRevoked(c.Dir, cas)
 	if err != nil {
 		return nil, fmt.Errorf("tls: the revocation list: %w", err)
 	}
-	s.verifier = &verifier{roots: x509.NewCertPool(), revoked: revoked}
+	cr.validity.Revocations = until
+	cr.verifier = &verifier{roots: x509.NewCertPool(), revoked: revoked}
 	for _, ca := range cas {
-		s.verifier.roots.AddCert(ca)
+		cr.verifier.roots.AddCert(ca)
 	}
-	s.config12.ClientCAs, s.config13.ClientCAs = s.verifier.roots, s.verifier.roots
-	s.config12.ClientAuth = tls.RequireAndVerifyClientCert
-	s.config12.VerifyConnection = s.verifier.verify12
-	s.config13.ClientAuth = tls.RequestClientCert // and takeOver verifies it
-	return s, nil
+	cr.config12.ClientCAs, cr.config13.ClientCAs = cr.verifier.roots, cr.verifier.roots
+	cr.config12.ClientAuth = tls.RequireAndVerifyClientCert
+	cr.config12.VerifyConnection = cr.verifier.verify12
+	cr.config13.ClientAuth = tls.RequestClientCert // and takeOver verifies it
+	return cr, nil
 }
 
 func loadCAs(dir string) ([]*x509.Certificate, error) {
@@ -104,22 +122,25 @@ type revocations map[string]map[string]bool
 
 // loadRevoked reads the optional revocation lists. One that none of the CAs has
 // signed is an error: to ignore it would let somebody in.
-func loadRevoked(dir string, cas []*x509.Certificate) (revocations, error) {
+func loadRevoked(dir string, cas []*x509.Certificate) (_ revocations, until time.Time, _ error) {
 	path := filepath.Join(dir, pki.CACRL)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, until, nil
 	} else if err != nil {
-		return nil, err
+		return nil, until, err
 	}
 	r := make(revocations)
 	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
 		l, err := x509.ParseRevocationList(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, until, fmt.Errorf("%s: %w", path, err)
 		}
 		if err := checkIssuer(l, cas); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, until, fmt.Errorf("%s: %w", path, err)
+		}
+		if until.IsZero() || l.NextUpdate.Before(until) {
+			until = l.NextUpdate
 		}
 		serials := r[string(l.RawIssuer)]
 		if serials == nil {
@@ -131,9 +152,9 @@ func loadRevoked(dir string, cas []*x509.Certificate) (revocations, error) {
 		}
 	}
 	if len(r) == 0 {
-		return nil, fmt.Errorf("%s: there is no revocation list in it", path)
+		return nil, until, fmt.Errorf("%s: there is no revocation list in it", path)
 	}
-	return r, nil
+	return r, until, nil
 }
 
 func checkIssuer(l *x509.RevocationList, cas []*x509.Certificate) error {

@@ -32,6 +32,9 @@ type Conn struct {
 	updateOwed atomic.Bool
 	answering  sync.WaitGroup
 
+	closed func()                // called by Close; or nil
+	ended  atomic.Pointer[error] // why somebody has ended the connection
+
 	rekeyRecords uint64 // of one key that we send at most
 	rekeyBytes   int64  // likewise, in bytes; 0: no limit
 }
@@ -88,6 +91,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 // tells the peer what it did wrong.
 func (c *Conn) failRead(err error) error {
 	var ae *alertError
+	if why := c.ended.Load(); why != nil {
+		err = *why
+	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
@@ -201,9 +207,19 @@ func (c *Conn) CloseWrite() error {
 	return err
 }
 
+// end ends the connection with an alert, and lets reading fail with why.
+func (c *Conn) end(a Alert, why error) {
+	c.ended.Store(&why)
+	c.sendAlert(a)
+	c.raw.SetReadDeadline(time.Unix(1, 0))
+}
+
 // Close closes the connection and forgets its keys. Say so with CloseWrite
 // before.
 func (c *Conn) Close() error {
+	if c.closed != nil {
+		c.closed()
+	}
 	err := c.raw.Close()
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()

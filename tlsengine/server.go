@@ -3,23 +3,87 @@ package tlsengine
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// Server makes encrypted connections. Its method StartTLS may be called from
-// many goroutines.
+// Server makes encrypted connections. Its methods may be called from many
+// goroutines.
 type Server struct {
-	config12, config13 *tls.Config
-	verifier           *verifier // nil: clients need no certificate
-	options            Options
-	// Expires is when the server's certificate does.
-	Expires time.Time
+	config      Config
+	credentials atomic.Pointer[credentials]
+
+	mu   sync.Mutex
+	live map[session]bool // those whose client has a certificate
+}
+
+// session is a connection that can be ended if its client's certificate is
+// revoked.
+type session interface {
+	PeerCertificates() []*x509.Certificate
+	end(Alert, error)
+}
+
+// New reads the certificates.
+func New(c Config) (*Server, error) {
+	s := &Server{config: c, live: make(map[session]bool)}
+	_, err := s.Reload()
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Reload reads the certificates again, for connections to come, and ends those
+// whose client's certificate has been revoked meanwhile. If it fails, what was
+// read before stays in use. It returns how many connections were ended.
+func (s *Server) Reload() (ended int, err error) {
+	cr, err := load(&s.config)
+	if err != nil {
+		return 0, err
+	}
+	s.credentials.Store(cr)
+	if cr.verifier == nil {
+		return 0, nil
+	}
+	s.mu.Lock()
+	var revoked []session
+	for c := range s.live {
+		if cr.verifier.revoked.any(c.PeerCertificates()) {
+			revoked = append(revoked, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range revoked {
+		c.end(alertCertificateRevoked, errRevoked)
+	}
+	return len(revoked), nil
+}
+
+var errRevoked = errors.New("tls: the client's certificate has been revoked")
+
+// Validity says how long what was read last is good for.
+func (s *Server) Validity() Validity { return s.credentials.Load().validity }
+
+// follow watches over a connection until it is closed.
+func (s *Server) follow(c session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.live[c] = true
+}
+
+func (s *Server) unfollow(c session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, c)
 }
 
 // StartTLS does the handshake on conn, as the server. If it fails, the client
@@ -32,31 +96,33 @@ func (s *Server) StartTLS(ctx context.Context, conn net.Conn) (net.Conn, error) 
 	var keys secrets
 	defer keys.wipe()
 	boundary := &boundaryConn{Conn: conn}
-	tc := tls.Server(boundary, s.configFor(&keys))
+	cr := s.credentials.Load()
+	tc := tls.Server(boundary, cr.configFor(&keys))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, explain(err)
 	}
 	cs := tc.ConnectionState()
 	if cs.Version != tls.VersionTLS13 {
-		c := &conn12{tc, newState(cs, "TLS 1.2")}
+		c := &conn12{Conn: tc, raw: conn, server: s, state: newState(cs, "TLS 1.2")}
 		if len(cs.VerifiedChains) > 0 {
 			c.state.Peer = cs.VerifiedChains[0]
+			s.follow(c)
 		}
 		return c, nil
 	}
 	boundary.over.Store(true) // tc must not be used any more
-	return s.takeOver(conn, cs, &keys)
+	return s.takeOver(conn, cr, cs, &keys)
 }
 
 // configFor returns the configuration of one connection. A client that knows TLS
 // 1.3 will get it; its certificate is then for us to verify.
-func (s *Server) configFor(keys *secrets) *tls.Config {
-	c := s.config12.Clone()
+func (cr *credentials) configFor(keys *secrets) *tls.Config {
+	c := cr.config12.Clone()
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
 			return nil, nil
 		}
-		c := s.config13.Clone()
+		c := cr.config13.Clone()
 		c.KeyLogWriter = keys
 		return c, nil
 	}
@@ -65,7 +131,7 @@ func (s *Server) configFor(keys *secrets) *tls.Config {
 
 // takeOver begins with our own records where crypto/tls's handshake has ended:
 // both sequence numbers are 0, since no ticket has been sent.
-func (s *Server) takeOver(conn net.Conn, cs tls.ConnectionState, keys *secrets) (net.Conn, error) {
+func (s *Server) takeOver(conn net.Conn, cr *credentials, cs tls.ConnectionState, keys *secrets) (net.Conn, error) {
 	su := suiteByID(cs.CipherSuite)
 	if su == nil || keys.client == nil || keys.server == nil {
 		return nil, fmt.Errorf("tls: no secrets for %s", tls.CipherSuiteName(cs.CipherSuite))
@@ -75,20 +141,22 @@ func (s *Server) takeOver(conn net.Conn, cs tls.ConnectionState, keys *secrets) 
 		return nil, err
 	}
 	c.state = newState(cs, "")
-	if s.options.RekeyRecords > 0 {
-		c.rekeyRecords = max(s.options.RekeyRecords, minRekeyRecords)
+	if n := s.config.RekeyRecords; n > 0 {
+		c.rekeyRecords = max(n, minRekeyRecords)
 	}
-	c.rekeyBytes = s.options.RekeyBytes
-	if s.verifier == nil {
+	c.rekeyBytes = s.config.RekeyBytes
+	if cr.verifier == nil {
 		return c, nil
 	}
-	if c.state.Peer, err = s.verifier.verify(cs.PeerCertificates); err != nil {
+	if c.state.Peer, err = cr.verifier.verify(cs.PeerCertificates); err != nil {
 		var ae *alertError
 		if errors.As(err, &ae) {
 			c.sendAlert(ae.alert)
 		}
 		return nil, err
 	}
+	c.closed = func() { s.unfollow(c) }
+	s.follow(c)
 	return c, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 )
 
 // Layer says where the records of one direction are made or opened.
@@ -58,7 +59,18 @@ func (c *Conn) String() string { return c.state.String() }
 // conn12 is a connection whose records are crypto/tls's: TLS 1.2.
 type conn12 struct {
 	*tls.Conn
-	state State
+	raw    net.Conn
+	server *Server
+	state  State
+}
+
+// end ends the connection; crypto/tls has no alert for it.
+func (c *conn12) end(Alert, error) { c.raw.Close() }
+
+// Close closes the connection.
+func (c *conn12) Close() error {
+	c.server.unfollow(c)
+	return c.Conn.Close()
 }
 
 func (c *conn12) State() State                          { return c.state }

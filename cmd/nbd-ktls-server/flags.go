@@ -10,6 +10,7 @@ import (
 
 	"nbd-ktls-server/plugins"
 	"nbd-ktls-server/systemd"
+	"nbd-ktls-server/tlsengine"
 )
 
 // options are the flags of the main command.
@@ -27,6 +28,7 @@ type options struct {
 	tls, tlsCertificates   string
 	tlsVerifyPeer          bool
 	tlsRekeyAfter          size
+	certificateServer      *tlsengine.Server // what setTLS has made; nil without TLS
 	run                    string
 	exitWithParent, single bool
 	threads                int

@@ -83,6 +83,12 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 	for _, l := range ls.all {
 		g.Go(func() error { return srv.Serve(gctx, l) })
 	}
+	if o.certificateServer != nil {
+		g.Go(func() error {
+			watchCertificates(gctx, o.certificateServer, o.tlsCertificates, log)
+			return nil
+		})
+	}
 	context.AfterFunc(gctx, systemd.Stopping)
 	systemd.Ready()
 	if detached() {

@@ -47,6 +47,12 @@ func withParent(ctx context.Context) (context.Context, context.CancelFunc, error
 	return ctx, cancel, nil
 }
 
+// onTerminal reports whether standard input is a terminal.
+func onTerminal() bool {
+	_, err := unix.IoctlGetTermios(0, unix.TCGETS)
+	return err == nil
+}
+
 // toDevNull replaces standard streams: 0, 1, 2.
 func toDevNull(fds ...int) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/tlsengine"
@@ -50,9 +49,8 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	case !o.tlsVerifyPeer:
 		log.Warn("everybody who can reach this server may use it: --tls-verify-peer is off", "certificates", dir)
 	}
-	if time.Now().After(ts.Expires) {
-		log.Warn("the server's certificate has expired: clients will refuse it", "certificates", dir, "expired", ts.Expires)
-	}
+	checkValidity(ts, log)
+	o.certificateServer = ts
 	s.StartTLS = ts.StartTLS
 	s.ForceTLS = o.tls == tlsRequire
 	return nil

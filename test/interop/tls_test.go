@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -326,4 +327,32 @@ func TestAlertsReachTheClient(t *testing.T) {
 			t.Errorf("%s: no %q:\n%s", name, test.alert, out)
 		}
 	}
+}
+
+// Certificates are exchanged under a running server, with a client connected.
+func TestCertificatesAreReadAgain(t *testing.T) {
+	need(t, "nbdsh", "nbdinfo", "openssl")
+	dir := certificates(t)
+	s := start(t, "--tls-certificates="+dir, "--tls-verify-peer", "memory", "1M")
+	in, out := talk(t, "nbdsh", "-c", "h.set_uri_allow_local_file(True)", "-c", "h.connect_uri('"+s.uri(dir)+"')", "-c", `
+import sys
+print("connected", flush=True)
+for line in sys.stdin:
+    print(len(h.pread(512, 0)), line.strip(), flush=True)
+`)
+	out.expect("connected")
+	run(t, program, "pki", "--renew", dir)
+	s.log.expect("the certificates were read again", `"sessions revoked"=0`)
+	io.WriteString(in, "after renewal\n")
+	out.expect("512 after renewal")
+	run(t, "nbdinfo", s.uri(dir))
+
+	if err := os.WriteFile(dir+"/server-cert.pem", []byte("rubbish"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	s.log.expect("level=ERROR", "those in use stay")
+	run(t, "nbdinfo", s.uri(dir))
+	io.WriteString(in, "after rubbish\n")
+	out.expect("512 after rubbish")
 }
