@@ -47,6 +47,12 @@ func withParent(ctx context.Context) (context.Context, context.CancelFunc, error
 	return ctx, cancel, nil
 }
 
+// noCoreDumps keeps the keys in memory out of core files, and other processes of
+// the same user from reading them (PR_SET_DUMPABLE, prctl(2)).
+func noCoreDumps() error {
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+}
+
 // onTerminal reports whether standard input is a terminal.
 func onTerminal() bool {
 	_, err := unix.IoctlGetTermios(0, unix.TCGETS)

@@ -49,6 +49,9 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	case !o.tlsVerifyPeer:
 		log.Warn("everybody who can reach this server may use it: --tls-verify-peer is off", "certificates", dir)
 	}
+	if err := noCoreDumps(); err != nil {
+		return err
+	}
 	checkValidity(ts, log)
 	o.certificateServer = ts
 	s.StartTLS = ts.StartTLS

@@ -1,0 +1,308 @@
+// Compare measures this server beside nbdkit and qemu-nbd: the same file from the
+// page cache, the same certificates, one cipher suite, the same clients, one
+// server after the other in interleaved rounds.
+//
+//	go run ./test/bench/compare [-rounds N] [-size MiB] [-tls=false]
+//
+// It needs nbdkit, qemu-nbd, nbdcopy and fio, and prints medians, and how they
+// compare with the better of the other two. Machines are noisy: what the ratio of
+// two medians says depends on the spread, which is beside it.
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+var (
+	rounds = flag.Int("rounds", 5, "how often everything is measured")
+	size   = flag.Int64("size", 1024, "size of the file in MiB")
+	useTLS = flag.Bool("tls", true, "encrypt")
+	fioFor = flag.Duration("fio", 3*time.Second, "how long each fio job runs")
+)
+
+const port = "12809"
+
+func main() {
+	flag.Parse()
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+		os.Exit(1)
+	}
+}
+
+// contender is a server to be measured.
+type contender struct {
+	name string
+	args func(b *bench) []string
+}
+
+var contenders = []contender{
+	{"ours", func(b *bench) []string {
+		args := []string{b.program, "-p", port, "-i", "127.0.0.1", "-t", "32", "--tls=off"}
+		if *useTLS {
+			args = append(args[:len(args)-1], "--tls-certificates="+b.pki)
+		}
+		return append(args, "file", b.file)
+	}},
+	{"nbdkit", func(b *bench) []string {
+		args := []string{"nbdkit", "-f", "-p", port, "-i", "127.0.0.1", "-t", "32"}
+		if *useTLS {
+			args = append(args, "--tls=require", "--tls-certificates="+b.pki)
+		}
+		return append(args, "file", b.file)
+	}},
+	{"qemu-nbd", func(b *bench) []string {
+		args := []string{"qemu-nbd", "-t", "-p", port, "-b", "127.0.0.1", "-e", "16", "-f", "raw", "-x", ""}
+		if *useTLS {
+			args = append(args, "--object", "tls-creds-x509,id=tls0,endpoint=server,verify-peer=off,dir="+b.pki, "--tls-creds", "tls0")
+		}
+		return append(args, b.file)
+	}},
+}
+
+// job is something that a client does.
+type job struct {
+	name string
+	unit string // of work: CPU is given for each
+	do   func(b *bench) (work float64, err error)
+}
+
+var jobs = []job{
+	{"read, 256 KiB, 1 connection", "GiB", nbdcopy(1)},
+	{"read, 256 KiB, 4 connections", "GiB", nbdcopy(4)},
+	{"random read, 4 KiB, depth 1", "op", fio("randread", 1)},
+	{"random read, 4 KiB, depth 32", "op", fio("randread", 32)},
+	{"random write, 4 KiB, depth 1", "op", fio("randwrite", 1)},
+	{"random write, 4 KiB, depth 32", "op", fio("randwrite", 32)},
+}
+
+// sample is one measurement.
+type sample struct {
+	rate float64 // units per second
+	cpu  float64 // server's CPU seconds per unit
+	rss  float64 // server's peak, MiB
+}
+
+type bench struct {
+	dir, program, pki, file string
+}
+
+func run() error {
+	b, err := prepare()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	results := make(map[string]map[string][]sample) // job, contender
+	for round := range *rounds {
+		for _, j := range jobs {
+			for _, c := range contenders {
+				s, err := b.measure(c, j)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", c.name, j.name, err)
+				}
+				if results[j.name] == nil {
+					results[j.name] = make(map[string][]sample)
+				}
+				results[j.name][c.name] = append(results[j.name][c.name], s)
+			}
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, *rounds)
+	}
+	report(results)
+	return nil
+}
+
+// prepare makes what all contenders share.
+func prepare() (*bench, error) {
+	dir, err := os.MkdirTemp("", "compare-*")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{dir: dir, program: filepath.Join(dir, "nbd-ktls-server"), pki: filepath.Join(dir, "pki"), file: filepath.Join(dir, "disk.img")}
+	build := exec.Command("go", "build", "-o", b.program, "nbd-ktls-server/cmd/nbd-ktls-server")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	priority := filepath.Join(dir, "priority")
+	err = errors.Join(
+		command(build),
+		command(exec.Command(b.program, "pki", b.pki)),
+		command(exec.Command("dd", "if=/dev/urandom", "of="+b.file, "bs=1M", fmt.Sprint("count=", *size), "status=none")),
+		// GnuTLS and Go would choose different suites.
+		os.WriteFile(priority, []byte("[overrides]\ndefault-priority-string = NORMAL:-CIPHER-ALL:+AES-128-GCM\n"), 0o644),
+		os.Setenv("GNUTLS_SYSTEM_PRIORITY_FILE", priority),
+	)
+	return b, errors.Join(err, b.installCA())
+}
+
+// installCA puts the CA where fio's client looks for it, which cannot be changed:
+// unless something is there.
+func (b *bench) installCA() error {
+	home, err := os.UserHomeDir()
+	dir := filepath.Join(home, ".pki/libnbd")
+	if os.Geteuid() == 0 {
+		dir = "/etc/pki/libnbd"
+	}
+	if err != nil || !*useTLS {
+		return err
+	}
+	if to, err := os.Readlink(dir); err == nil && strings.Contains(to, "/compare-") {
+		os.Remove(dir) // of an earlier run
+	}
+	return errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.Symlink(b.pki, dir))
+}
+
+func command(cmd *exec.Cmd) error {
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return nil
+}
+
+func (b *bench) uri() string {
+	if *useTLS {
+		return "nbds://localhost:" + port + "/"
+	}
+	return "nbd://localhost:" + port + "/"
+}
+
+// measure starts a server, does a job once to warm up and once in earnest.
+func (b *bench) measure(c contender, j job) (s sample, err error) {
+	args := c.args(b)
+	server := exec.Command(args[0], args[1:]...)
+	if err := server.Start(); err != nil {
+		return s, err
+	}
+	defer server.Wait()
+	defer server.Process.Kill()
+	for range 200 {
+		if err = exec.Command("nbdinfo", "--size", b.uri()).Run(); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return s, fmt.Errorf("the server cannot be reached: %w", err)
+	}
+	before, begun := cpuTime(server.Process.Pid), time.Now()
+	work, err := j.do(b)
+	if err != nil {
+		return s, err
+	}
+	s.rate = work / time.Since(begun).Seconds()
+	s.cpu = (cpuTime(server.Process.Pid) - before) / work
+	s.rss = peakRSS(server.Process.Pid)
+	return s, nil
+}
+
+// nbdcopy reads the whole file; the work is in GiB.
+func nbdcopy(connections int) func(*bench) (float64, error) {
+	return func(b *bench) (float64, error) {
+		n := strconv.Itoa(connections)
+		err := command(exec.Command("nbdcopy", "--connections="+n, "--threads="+n, "--requests=64", b.uri(), "null:"))
+		return float64(*size) / 1024, err
+	}
+}
+
+// fio does random input or output; the work is in operations.
+func fio(rw string, depth int) func(*bench) (float64, error) {
+	return func(b *bench) (float64, error) {
+		cmd := exec.Command("fio", "--name=x", "--ioengine=nbd", "--uri="+b.uri(), "--rw="+rw, "--bs=4k", "--randrepeat=0",
+			"--norandommap", "--iodepth="+strconv.Itoa(depth), "--time_based", fmt.Sprint("--runtime=", fioFor.Seconds()), "--output-format=json")
+		cmd.Dir = b.dir
+		out, err := cmd.Output()
+		if err != nil {
+			return 0, err
+		}
+		var r struct {
+			Jobs []struct {
+				Read, Write struct {
+					TotalIOs float64 `json:"total_ios"`
+				}
+			}
+		}
+		if i := strings.IndexByte(string(out), '{'); i > 0 {
+			out = out[i:]
+		}
+		if err := json.Unmarshal(out, &r); err != nil || len(r.Jobs) == 0 {
+			return 0, fmt.Errorf("fio: %w", err)
+		}
+		return r.Jobs[0].Read.TotalIOs + r.Jobs[0].Write.TotalIOs, nil
+	}
+}
+
+// cpuTime is what a process has used so far, in seconds: proc(5).
+func cpuTime(pid int) float64 {
+	const ticksPerSecond = 100 // on every machine that this will run on
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(b), ") ")
+	f := strings.Fields(after)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(f[11], 64)
+	system, _ := strconv.ParseFloat(f[12], 64)
+	return (user + system) / ticksPerSecond
+}
+
+func peakRSS(pid int) float64 {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == "VmHWM:" {
+			kib, _ := strconv.ParseFloat(f[1], 64)
+			return kib / 1024
+		}
+	}
+	return 0
+}
+
+func report(results map[string]map[string][]sample) {
+	for _, j := range jobs {
+		fmt.Printf("\n%s\n", j.name)
+		r := results[j.name]
+		scale, cpuUnit, rateUnit := 1.0, "s/GiB", "GiB/s"
+		if j.unit == "op" {
+			scale, cpuUnit, rateUnit = 1e6, "µs/op", "op/s"
+		}
+		rate := func(s sample) float64 { return s.rate }
+		cpu := func(s sample) float64 { return s.cpu * scale }
+		rss := func(s sample) float64 { return s.rss }
+		for _, c := range contenders {
+			fmt.Printf("  %-9s %10.4g %-6s (±%2.0f%%) %8.3g %s (±%2.0f%%) %6.0f MiB\n", c.name,
+				median(r[c.name], rate), rateUnit, spread(r[c.name], rate), median(r[c.name], cpu), cpuUnit, spread(r[c.name], cpu), median(r[c.name], rss))
+		}
+		bestRate := max(median(r["nbdkit"], rate), median(r["qemu-nbd"], rate))
+		bestCPU := min(median(r["nbdkit"], cpu), median(r["qemu-nbd"], cpu))
+		fmt.Printf("  ratio     %10.2f                 %8.2f\n", median(r["ours"], rate)/bestRate, median(r["ours"], cpu)/bestCPU)
+	}
+}
+
+func median(s []sample, f func(sample) float64) float64 {
+	v := values(s, f)
+	return v[len(v)/2]
+}
+
+// spread is half the distance between the quartiles, in percent of the median.
+func spread(s []sample, f func(sample) float64) float64 {
+	v := values(s, f)
+	return 50 * (v[len(v)*3/4] - v[len(v)/4]) / v[len(v)/2]
+}
+
+func values(s []sample, f func(sample) float64) []float64 {
+	v := make([]float64, len(s))
+	for i := range s {
+		v[i] = f(s[i])
+	}
+	slices.SortFunc(v, cmp.Compare)
+	return v
+}
