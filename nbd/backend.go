@@ -29,6 +29,10 @@ type Abilities struct {
 
 	// ReadAt fills p from off: fewer bytes are an error.
 	ReadAt func(p []byte, off int64) (int, error)
+	// ReadNow is ReadAt if that can be done without waiting for a device. If it
+	// returns fewer bytes, for whatever reason, ReadAt will be asked. Who replaces
+	// ReadAt has to replace or remove this, too.
+	ReadNow func(p []byte, off int64) int
 	// WriteAt writes p at off. Without it the export is read-only.
 	WriteAt func(p []byte, off int64) (int, error)
 	// WriteFUA is WriteAt that returns once p is on stable storage. Without it

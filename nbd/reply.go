@@ -55,6 +55,13 @@ func (r *replies) failAt(req *request, errno wire.Errno, text string, offset uin
 // data sends the data of a READ that begin at offset; done says that they are
 // the last ones. Header and data leave together. In a simple reply they are all.
 func (r *replies) data(req *request, offset uint64, b *buffer, done bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dataLocked(req, offset, b, done)
+}
+
+// dataLocked is data for who holds mu.
+func (r *replies) dataLocked(req *request, offset uint64, b *buffer, done bool) error {
 	var mem [maxHeader + wire.OffsetDataSize]byte
 	h := mem[:0]
 	if r.style == simple {
@@ -63,7 +70,7 @@ func (r *replies) data(req *request, offset uint64, b *buffer, done bool) error 
 		h = r.header(h, req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + b.n)})
 		h = binary.BigEndian.AppendUint64(h, offset)
 	}
-	return r.send(b.message(h))
+	return r.sendLocked(b.message(h))
 }
 
 // hole says that n bytes at offset read as zeroes.
@@ -101,12 +108,16 @@ func (r *replies) header(b []byte, req *request, c wire.Chunk) []byte {
 	return wire.AppendSimpleReply(b, 0, req.Cookie)
 }
 
-// send writes one reply or chunk, in pieces that each have their own deadline.
-// One of which a part could not be sent leaves the stream unusable: the
-// connection ends.
 func (r *replies) send(p []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.sendLocked(p)
+}
+
+// sendLocked writes one reply or chunk, in pieces that each have their own deadline.
+// One of which a part could not be sent leaves the stream unusable: the
+// connection ends.
+func (r *replies) sendLocked(p []byte) error {
 	// The TLS layer may have something of its own to write, much later.
 	defer r.conn.raw.SetWriteDeadline(time.Time{})
 	for len(p) > 0 && r.err == nil {

@@ -76,6 +76,9 @@ func (s *session) accept(req *request) error {
 		}
 		return s.fail(req, err)
 	}
+	if s.readNow(req) {
+		return nil
+	}
 	err := s.reserve(req)
 	if err == nil {
 		err = s.readPayload(req)

@@ -29,6 +29,7 @@ func (f faulty) Resolve(a *nbd.Abilities) error {
 	if err := f.Disk.Resolve(a); err != nil {
 		return err
 	}
+	a.ReadNow = nil // most tests replace ReadAt
 	f.edit(a)
 	return nil
 }
@@ -395,6 +396,50 @@ func TestPanicOfABackendIsAnError(t *testing.T) {
 		t.Errorf("WRITE: %v", errno)
 	}
 	s.log.Expect("a backend panicked", "boo")
+}
+
+// What ReadNow cannot do ReadAt does, and everything that can go wrong with it
+// ends there.
+func TestReadNow(t *testing.T) {
+	calls := 0
+	d := memory.New(8 * mib)
+	d.WriteAt(bytes.Repeat([]byte("data"), mib), 0)
+	s := serve(t, withBackend(faulty{d, func(a *nbd.Abilities) {
+		a.ReadNow = func(p []byte, off int64) int {
+			switch calls++; calls % 4 {
+			case 0:
+				n, _ := d.ReadAt(p, off)
+				return n
+			case 1:
+				return 0
+			case 2:
+				return copy(p, "half of it, and not what is there")
+			}
+			panic("boo")
+		}
+	}}))
+	for _, style := range []bool{false, true} {
+		c := s.connect(t)
+		if style {
+			c = s.structured(t, false)
+		}
+		for i := range uint64(40) {
+			var got []byte
+			if style {
+				r := ask(c, wire.CmdRead, 0, i*4, 4096)
+				got, _, _, _ = c.Content(r, i*4, 4096)
+			} else {
+				got, _ = c.Pread(i*4, 4096)
+			}
+			if !bytes.Equal(got, bytes.Repeat([]byte("data"), 1024)) {
+				t.Fatalf("read %d: the wrong bytes", i)
+			}
+		}
+		c.Disconnect()
+	}
+	if calls != 80 {
+		t.Errorf("%d calls", calls)
+	}
 }
 
 func TestX21DiscWaitsForWhatIsOutstanding(t *testing.T) {

@@ -101,6 +101,16 @@ func model(t *rapid.T, a *nbd.Abilities) {
 				t.Fatalf("%d bytes at %d are not what was written", s[1], s[0])
 			}
 		},
+		"ReadNow": func(t *rapid.T) {
+			if a.ReadNow == nil {
+				t.Skip("no ReadNow")
+			}
+			s := span.Draw(t, "span")
+			p := bytes.Repeat([]byte{0xdb}, int(s[1]))
+			if n := a.ReadNow(p, s[0]); n > len(p) || !bytes.Equal(p[:n], want[s[0]:][:n]) {
+				t.Fatalf("ReadNow %d at %d: %d bytes, or the wrong ones", s[1], s[0], n)
+			}
+		},
 		"WriteAt":  write("WriteAt", a.WriteAt),
 		"WriteFUA": write("WriteFUA", a.WriteFUA),
 		"Zero": func(t *rapid.T) {

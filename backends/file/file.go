@@ -53,7 +53,7 @@ type File struct {
 	data atomic.Pointer[span]
 
 	// What the file system has turned out not to know.
-	noPunch, noZeroRange atomic.Bool
+	noPunch, noZeroRange, noNowait atomic.Bool
 }
 
 type span struct{ start, end int64 }
@@ -117,6 +117,18 @@ func exportable(m fs.FileMode) bool {
 
 // ReadAt is pread(2).
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
+
+// ReadNow reads what is in the page cache.
+func (f *File) ReadNow(p []byte, off int64) int {
+	if f.noNowait.Load() {
+		return 0
+	}
+	n, err := readNowait(f.f, p, off)
+	if errors.Is(err, errors.ErrUnsupported) {
+		f.noNowait.Store(true)
+	}
+	return n
+}
 
 // WriteAt is pwrite(2).
 func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
@@ -230,6 +242,7 @@ func ignoreUnsupported(err error) error {
 // WriteAt and Sync: the error of a pwritev2(2) with RWF_DSYNC does not say whether
 // it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
+	a.ReadNow = f.ReadNow
 	a.Trim = f.Trim
 	a.Zero = f.Zero
 	a.Hole = f.Hole

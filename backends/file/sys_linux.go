@@ -38,6 +38,16 @@ func datasync(f *os.File) error {
 	return os.NewSyscallError("fdatasync", control(f, func(fd int) error { return fdatasync(fd) }))
 }
 
+// readNowait is preadv2(2) with RWF_NOWAIT, which some file systems do not know:
+// tmpfs did not before Linux 6.6.
+func readNowait(f *os.File, p []byte, off int64) (n int, err error) {
+	err = control(f, func(fd int) error {
+		n, err = unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+		return err
+	})
+	return max(n, 0), err
+}
+
 func fallocate(f *os.File, mode uint32, off, n int64) error {
 	if n == 0 {
 		return nil // fallocate(2) would call it EINVAL
