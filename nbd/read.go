@@ -24,12 +24,16 @@ func (s *session) handleRead(req *request) {
 	}
 }
 
-// readNow answers a small READ from the goroutine that reads requests, if the
+// maxReadNow is the largest READ that is answered from the goroutine that reads
+// requests. It is one at a time, so Limits need not count it.
+const maxReadNow = 1 << 20
+
+// readNow answers a READ from the goroutine that reads requests, if the
 // data are at hand and nobody else is writing: to start a goroutine and wake a
 // thread for it costs more than to copy a few pages. It reports false if the
 // request has to take the long way.
 func (s *session) readNow(req *request) bool {
-	if req.Command != wire.CmdRead || s.able.ReadNow == nil || req.Length == 0 || req.Length > smallPayload {
+	if req.Command != wire.CmdRead || s.able.ReadNow == nil || req.Length == 0 || req.Length > maxReadNow {
 		return false
 	}
 	off, n := int64(req.Offset), int64(req.Length)
