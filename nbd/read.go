@@ -37,16 +37,17 @@ func (s *session) readNow(req *request) bool {
 		return false
 	}
 	off, n := int64(req.Offset), int64(req.Length)
+	// Holes first: to read them would fill the page cache with zeroes.
+	if s.style != simple && req.Flags&wire.CmdFlagDF == 0 && s.able.Hole != nil {
+		if hole, length := s.nextChunk(off, n); hole || length < n {
+			return false
+		}
+	}
 	b := newBuffer(int(n))
 	defer b.free()
 	got := 0
 	if protect(s.log, func() error { got = s.able.ReadNow(b.data(), off); return nil }) != nil || int64(got) != n {
 		return false
-	}
-	if s.style != simple && req.Flags&wire.CmdFlagDF == 0 && s.able.Hole != nil {
-		if hole, length := s.nextChunk(off, n); hole || length < n {
-			return false
-		}
 	}
 	if !s.replies.mu.TryLock() {
 		return false
