@@ -96,6 +96,8 @@ type sample struct {
 
 type bench struct {
 	dir, program, pki, file string
+
+	installed string // the link that installCA has made
 }
 
 func run() error {
@@ -103,7 +105,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.dir)
+	defer b.cleanUp()
 	results := make(map[string]map[string][]sample) // job, contender
 	for round := range *rounds {
 		for _, j := range jobs {
@@ -159,7 +161,18 @@ func (b *bench) installCA() error {
 	if to, err := os.Readlink(dir); err == nil && strings.Contains(to, "/compare-") {
 		os.Remove(dir) // of an earlier run
 	}
-	return errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.Symlink(b.pki, dir))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(dir), 0o755), os.Symlink(b.pki, dir)); err != nil {
+		return err
+	}
+	b.installed = dir
+	return nil
+}
+
+func (b *bench) cleanUp() {
+	os.RemoveAll(b.dir)
+	if b.installed != "" {
+		os.Remove(b.installed)
+	}
 }
 
 func command(cmd *exec.Cmd) error {
