@@ -6,14 +6,14 @@ import (
 
 // The record layer (RFC 8446, Section 5).
 const (
-	recordHeaderLen  = 5
-	maxPlaintext     = 1 << 14
-	maxCiphertext    = maxPlaintext + 256
-	tagLen           = 16 // of every suite
-	recordOverhead   = recordHeaderLen + 1 + tagLen
-	maxRecord        = recordHeaderLen + maxCiphertext
-	legacyVersion    = 0x0303
-	contentTypeIndex = 1 // the inner type takes this many bytes
+	recordHeaderLen = 5
+	maxPlaintext    = 1 << 14
+	maxCiphertext   = maxPlaintext + 256
+	tagLen          = 16 // of every suite
+	recordOverhead  = recordHeaderLen + 1 + tagLen
+	maxRecord       = recordHeaderLen + maxCiphertext
+	legacyVersion   = 0x0303
+	innerTypeLen    = 1 // of the type inside
 )
 
 // contentType is the type of a record.
@@ -30,7 +30,7 @@ const (
 // says that the byte behind content may be used meanwhile; without it content
 // is copied, as the inner type has to follow it. dst must not overlap content.
 func (h *halfConn) seal(dst []byte, typ contentType, content []byte, spare bool) []byte {
-	n := len(content) + contentTypeIndex + tagLen
+	n := len(content) + innerTypeLen + tagLen
 	dst = append(dst, byte(typeApplicationData), legacyVersion>>8, legacyVersion&0xff, byte(n>>8), byte(n))
 	header := dst[len(dst)-recordHeaderLen:]
 	if !spare {
@@ -70,7 +70,7 @@ func recordLen(p []byte) (int, error) {
 // and returns what is in it, without padding.
 func (h *halfConn) open(dst, record []byte) (typ contentType, content []byte, err error) {
 	header, ciphertext := record[:recordHeaderLen], record[recordHeaderLen:]
-	if len(ciphertext) < tagLen+contentTypeIndex {
+	if len(ciphertext) < tagLen+innerTypeLen {
 		return 0, nil, fatal(alertBadRecordMAC, "a record of %d bytes", len(ciphertext))
 	}
 	inner, err := h.aead.Open(dst[:0], h.nextNonce(), ciphertext, header)
@@ -78,7 +78,7 @@ func (h *halfConn) open(dst, record []byte) (typ contentType, content []byte, er
 		return 0, nil, fatal(alertBadRecordMAC, "a record that does not decrypt")
 	}
 	// "the remaining encrypted portion … exceed 2^14 + 1 octets" (Section 5.4).
-	if len(inner) > maxPlaintext+contentTypeIndex {
+	if len(inner) > maxPlaintext+innerTypeLen {
 		return 0, nil, fatal(alertRecordOverflow, "a record with %d bytes in it", len(inner))
 	}
 	i := len(inner) - 1
