@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"fmt"
 	"slices"
 
 	"nbd-ktls-server/nbd/wire"
@@ -80,10 +79,7 @@ func (s *session) extents(off, n int64, one bool) (extents []Extent, err error) 
 		return []Extent{{Length: n}}, nil
 	}
 	for end, runs := off+n, 0; off < end && runs < maxDescriptors; runs++ {
-		hole, k := s.able.Hole(off, end-off)
-		if k <= 0 {
-			return nil, fmt.Errorf("an extent of %d bytes at %d", k, off)
-		}
+		hole, k := s.holeAt(off, end-off)
 		if last := len(extents) - 1; last >= 0 && extents[last].Hole == hole {
 			extents[last].Length += k
 		} else if one && last >= 0 {

@@ -192,7 +192,7 @@ func (c *conn) close() {
 		closeWrite(c.raw)
 	}
 	io.Copy(io.Discard, c.raw)
-	c.top.Close() // and raw with it
+	c.top.Close() // forgets its keys, and need not close raw
 	c.raw.Close()
 }
 

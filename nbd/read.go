@@ -17,11 +17,17 @@ func (s *session) handleRead(req *request) {
 	switch {
 	case req.Length == 0 && s.style != simple:
 		s.replies.done(req) // a chunk of data may not be empty
-	case s.style == simple || req.Flags&wire.CmdFlagDF != 0 || s.able.Hole == nil:
-		s.sendData(req, int64(req.Offset), int64(req.Length), true)
-	default:
+	case s.maySkipHoles(req):
 		s.readSparse(req)
+	default:
+		s.sendData(req, int64(req.Offset), int64(req.Length), true)
 	}
+}
+
+// maySkipHoles reports whether the reply to a READ can say where holes are, and
+// we know.
+func (s *session) maySkipHoles(req *request) bool {
+	return s.style != simple && req.Flags&wire.CmdFlagDF == 0 && s.able.Hole != nil
 }
 
 // maxReadNow is the largest READ that is answered from the goroutine that reads
@@ -38,7 +44,7 @@ func (s *session) readNow(req *request) bool {
 	}
 	off, n := int64(req.Offset), int64(req.Length)
 	// Holes first: to read them would fill the page cache with zeroes.
-	if s.style != simple && req.Flags&wire.CmdFlagDF == 0 && s.able.Hole != nil {
+	if s.maySkipHoles(req) {
 		if hole, length := s.nextChunk(off, n); hole || length < n {
 			return false
 		}
@@ -81,8 +87,7 @@ func (s *session) readSparse(req *request) {
 // nextChunk says whether a hole or data come next, and how many bytes of it.
 func (s *session) nextChunk(off, n int64) (hole bool, length int64) {
 	for length < n {
-		h, k := s.able.Hole(off+length, n-length)
-		k = min(max(k, 1), n-length)
+		h, k := s.holeAt(off+length, n-length)
 		if h && k >= minHole {
 			if length == 0 {
 				return true, k
@@ -92,6 +97,19 @@ func (s *session) nextChunk(off, n int64) (hole bool, length int64) {
 		length += k
 	}
 	return false, length
+}
+
+// holeAt asks the export for a hole. What it cannot say right is data, which is
+// always true enough.
+func (s *session) holeAt(off, n int64) (hole bool, length int64) {
+	err := protect(s.log, func() error {
+		hole, length = s.able.Hole(off, n)
+		return nil
+	})
+	if err != nil || length < 1 || length > n {
+		return false, n
+	}
+	return hole, length
 }
 
 // sendData reads n bytes at off and sends them: with the data or with an error,

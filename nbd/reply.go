@@ -63,11 +63,8 @@ func (r *replies) data(req *request, offset uint64, b *buffer, done bool) error 
 // dataLocked is data for who holds mu.
 func (r *replies) dataLocked(req *request, offset uint64, b *buffer, done bool) error {
 	var mem [maxHeader + wire.OffsetDataSize]byte
-	h := mem[:0]
-	if r.style == simple {
-		h = wire.AppendSimpleReply(h, 0, req.Cookie)
-	} else {
-		h = r.header(h, req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + b.n)})
+	h := r.header(mem[:0], req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + b.n)})
+	if r.style != simple {
 		h = binary.BigEndian.AppendUint64(h, offset)
 	}
 	return r.sendLocked(b.message(h))

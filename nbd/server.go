@@ -157,7 +157,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 func (s *Server) addConn() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.limits.Connections > 0 && s.conns >= s.limits.Connections {
+	if s.conns >= s.limits.Connections {
 		return false
 	}
 	s.conns++

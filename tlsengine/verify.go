@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 )
 
 // verifier decides about client certificates.
@@ -33,12 +32,18 @@ func (v *verifier) verify(certs []*x509.Certificate) ([]*x509.Certificate, error
 	if err != nil {
 		return nil, fatal(certificateAlert(err), "the client's certificate (%s) was refused: %v", certs[0].Subject, err)
 	}
+	return v.unrevoked(chains)
+}
+
+// unrevoked returns the first chain without a revoked link.
+func (v *verifier) unrevoked(chains [][]*x509.Certificate) ([]*x509.Certificate, error) {
 	for _, chain := range chains {
 		if !v.revoked.any(chain) {
 			return chain, nil
 		}
 	}
-	return nil, fatal(alertCertificateRevoked, "the client's certificate (%s, serial number %s) has been revoked", certs[0].Subject, certs[0].SerialNumber)
+	leaf := chains[0][0]
+	return nil, fatal(alertCertificateRevoked, "the client's certificate (%s, serial number %s) has been revoked", leaf.Subject, leaf.SerialNumber)
 }
 
 // certificateAlert is the alert for an error of x509.Certificate.Verify.
@@ -58,13 +63,11 @@ func certificateAlert(err error) Alert {
 }
 
 // verify12 refuses a client with TLS 1.2, whose chains crypto/tls has verified,
-// if every one has a revoked link.
+// if every one has a revoked link. The alert is crypto/tls's.
 func (v *verifier) verify12(cs tls.ConnectionState) error {
-	for _, chain := range cs.VerifiedChains {
-		if !v.revoked.any(chain) {
-			return nil
-		}
+	var ae *alertError
+	if _, err := v.unrevoked(cs.VerifiedChains); errors.As(err, &ae) {
+		return errors.New(ae.reason)
 	}
-	return fmt.Errorf("the client's certificate (%s, serial number %s) has been revoked",
-		cs.PeerCertificates[0].Subject, cs.PeerCertificates[0].SerialNumber)
+	return nil
 }
