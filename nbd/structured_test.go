@@ -494,6 +494,30 @@ func TestX17ExtentsOfABackend(t *testing.T) {
 	}
 }
 
+// What a backend says wrongly about holes, or not at all, is data.
+func TestX18WrongHolesAreData(t *testing.T) {
+	for name, hole := range map[string]func(off, n int64) (bool, int64){
+		"panic":    func(int64, int64) (bool, int64) { panic("boo") },
+		"nothing":  func(int64, int64) (bool, int64) { return true, 0 },
+		"negative": func(int64, int64) (bool, int64) { return true, -1 },
+		"too much": func(_, n int64) (bool, int64) { return true, n + 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := sparseDisk()
+			want := make([]byte, mib)
+			d.ReadAt(want, 0)
+			c := serve(t, withBackend(faulty{d, func(a *nbd.Abilities) { a.Hole = hole }})).structured(t, true)
+			got, _, holes, errno := c.Content(ask(c, wire.CmdRead, 0, 0, mib), 0, mib)
+			if errno != 0 || holes != 0 || !bytes.Equal(got, want) {
+				t.Errorf("READ: %v, %d holes, or the wrong bytes", errno, holes)
+			}
+			if got := descriptors(t, ask(c, wire.CmdBlockStatus, 0, 0, mib)); !cmp.Equal(got, []wire.Descriptor{desc(mib, 0)}) {
+				t.Errorf("BLOCK_STATUS: %v", got)
+			}
+		})
+	}
+}
+
 // X18: without knowledge all is data, which is always true enough.
 func TestX18NoExtentsIsAllData(t *testing.T) {
 	c := serve(t, edited(func(a *nbd.Abilities) { a.Hole = nil })).structured(t, true)

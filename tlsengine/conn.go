@@ -232,10 +232,15 @@ func (c *Conn) Close() error {
 	if c.out.err == nil {
 		c.out.err = net.ErrClosed
 	}
+	c.wipe()
+	return err
+}
+
+// wipe forgets the keys and what has been decrypted. Nobody reads or writes.
+func (c *Conn) wipe() {
 	c.in.wipe()
 	c.in.release()
 	c.out.wipe()
-	return err
 }
 
 // LocalAddr and the others are those of the connection underneath.

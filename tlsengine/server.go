@@ -68,16 +68,21 @@ func (s *Server) Reload() (ended int, err error) {
 	return len(revoked), nil
 }
 
-var errRevoked = errors.New("tls: the client's certificate has been revoked")
+var errRevoked = fatal(alertCertificateRevoked, "the client's certificate has been revoked")
 
 // Validity says how long what was read last is good for.
 func (s *Server) Validity() Validity { return s.credentials.Load().validity }
 
-// follow watches over a connection until it is closed.
-func (s *Server) follow(c session) {
+// follow watches over a connection until it is closed. It fails if the client has
+// been revoked since it was verified: Reload has then not seen the connection.
+func (s *Server) follow(c session) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if v := s.credentials.Load().verifier; v != nil && v.revoked.any(c.PeerCertificates()) {
+		return errRevoked
+	}
 	s.live[c] = true
+	return nil
 }
 
 func (s *Server) unfollow(c session) {
@@ -106,7 +111,9 @@ func (s *Server) StartTLS(ctx context.Context, conn net.Conn) (net.Conn, error) 
 		c := &conn12{Conn: tc, raw: conn, server: s, state: newState(cs, "TLS 1.2")}
 		if len(cs.VerifiedChains) > 0 {
 			c.state.Peer = cs.VerifiedChains[0]
-			s.follow(c)
+			if err := s.follow(c); err != nil {
+				return nil, err
+			}
 		}
 		return c, nil
 	}
@@ -148,16 +155,20 @@ func (s *Server) takeOver(conn net.Conn, cr *credentials, cs tls.ConnectionState
 	if cr.verifier == nil {
 		return c, nil
 	}
-	if c.state.Peer, err = cr.verifier.verify(cs.PeerCertificates); err != nil {
-		var ae *alertError
-		if errors.As(err, &ae) {
-			c.sendAlert(ae.alert)
-		}
-		return nil, err
+	c.state.Peer, err = cr.verifier.verify(cs.PeerCertificates)
+	if err == nil {
+		c.closed = func() { s.unfollow(c) }
+		err = s.follow(c)
 	}
-	c.closed = func() { s.unfollow(c) }
-	s.follow(c)
-	return c, nil
+	if err == nil {
+		return c, nil
+	}
+	var ae *alertError
+	if errors.As(err, &ae) {
+		c.sendAlert(ae.alert)
+	}
+	c.wipe()
+	return nil, err
 }
 
 // explain adds to a handshake error who found what wrong.

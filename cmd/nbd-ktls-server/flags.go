@@ -99,6 +99,9 @@ const (
 func (o *options) check(fs *pflag.FlagSet, args []string) error {
 	o.portGiven = fs.Changed("port")
 	o.addrGiven = o.portGiven || fs.Changed("ipaddr") || fs.Changed("unix")
+	if o.nbdkit && o.tlsCertificates != "" && !fs.Changed("tls") {
+		o.tls = tlsOn // as nbdkit does
+	}
 	port, err := strconv.ParseUint(o.port, 10, 16)
 	activated := systemd.Activated()
 	for _, name := range []string{"unix", "ipaddr", "run", "pidfile", "tls-certificates"} {
