@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/pojntfx/go-nbd/pkg/backend"
 )
@@ -33,6 +34,10 @@ type Abilities struct {
 	// returns fewer bytes, for whatever reason, ReadAt will be asked. Who replaces
 	// ReadAt has to replace or remove this, too.
 	ReadNow func(p []byte, off int64) int
+	// Section says that n bytes at off are in a file, and where: they may then be
+	// sent without being read. Who replaces ReadAt has to replace or remove this,
+	// too, and whoever only moves offsets can keep it.
+	Section func(off, n int64) (f *os.File, at int64, ok bool)
 	// WriteAt writes p at off. Without it the export is read-only.
 	WriteAt func(p []byte, off int64) (int, error)
 	// WriteFUA is WriteAt that returns once p is on stable storage. Without it

@@ -15,8 +15,8 @@ const minHole = 4096
 func (s *session) handleRead(req *request) {
 	s.stats.bytesRead.Add(int64(req.Length))
 	switch {
-	case req.Length == 0 && s.style != simple:
-		s.replies.done(req) // a chunk of data may not be empty
+	case req.Length == 0: // a chunk of data may not be empty
+		s.replies.done(req)
 	case s.maySkipHoles(req):
 		s.readSparse(req)
 	default:
@@ -39,7 +39,7 @@ const maxReadNow = 1 << 20
 // thread for it costs more than to copy a few pages. It reports false if the
 // request has to take the long way.
 func (s *session) readNow(req *request) bool {
-	if req.Command != wire.CmdRead || s.able.ReadNow == nil || req.Length == 0 || req.Length > maxReadNow {
+	if req.Command != wire.CmdRead || s.able.ReadNow == nil || req.Length == 0 || req.Length > maxReadNow || s.streams(int64(req.Length)) {
 		return false
 	}
 	off, n := int64(req.Offset), int64(req.Length)
@@ -112,13 +112,35 @@ func (s *session) holeAt(off, n int64) (hole bool, length int64) {
 	return hole, length
 }
 
-// sendData reads n bytes at off and sends them: with the data or with an error,
-// known before the first byte of the chunk is sent. It reports whether the
-// reply can go on.
+// sendData sends n bytes at off, or an error, and reports whether the reply can
+// go on. Data that are streamed go out in chunks of what can be.
 func (s *session) sendData(req *request, off, n int64, last bool) bool {
-	b := newBuffer(int(n))
-	defer b.free()
-	err := s.guard(func() error { return readFull(s.able.ReadAt, b.data(), off) })
+	for n > 0 {
+		k := n
+		if s.streams(n) && s.style != simple && req.Flags&wire.CmdFlagDF == 0 {
+			k = min(n, maxStream-off%streamAlign)
+		}
+		if !s.sendChunk(req, off, k, last && k == n) {
+			return false
+		}
+		off, n = off+k, n-k
+	}
+	return true
+}
+
+// sendChunk sends n bytes at off with one header: or an error, which is known
+// before the first byte of the chunk is sent.
+func (s *session) sendChunk(req *request, off, n int64, last bool) bool {
+	handled, err := s.stream(req, off, n, last)
+	if handled {
+		return err == nil
+	}
+	var b *buffer
+	if err == nil {
+		b = newBuffer(int(n))
+		defer b.free()
+		err = s.guard(func() error { return readFull(s.able.ReadAt, b.data(), off) })
+	}
 	if err != nil {
 		s.logFailure(req, err)
 		s.replies.failAt(req, errnoOf(err), clientText(err), uint64(off))

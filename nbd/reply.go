@@ -63,11 +63,16 @@ func (r *replies) data(req *request, offset uint64, b *buffer, done bool) error 
 // dataLocked is data for who holds mu.
 func (r *replies) dataLocked(req *request, offset uint64, b *buffer, done bool) error {
 	var mem [maxHeader + wire.OffsetDataSize]byte
-	h := r.header(mem[:0], req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + b.n)})
-	if r.style != simple {
-		h = binary.BigEndian.AppendUint64(h, offset)
+	return r.sendLocked(b.message(r.dataHeader(mem[:0], req, offset, b.n, done)))
+}
+
+// dataHeader appends the header of n bytes of data that begin at offset.
+func (r *replies) dataHeader(b []byte, req *request, offset uint64, n int, done bool) []byte {
+	b = r.header(b, req, wire.Chunk{Done: done, Type: wire.ReplyOffsetData, Length: uint32(wire.OffsetDataSize + n)})
+	if r.style == simple {
+		return b
 	}
-	return r.sendLocked(b.message(h))
+	return binary.BigEndian.AppendUint64(b, offset)
 }
 
 // hole says that n bytes at offset read as zeroes.
@@ -111,23 +116,27 @@ func (r *replies) send(p []byte) error {
 	return r.sendLocked(p)
 }
 
-// sendLocked writes one reply or chunk, in pieces that each have their own deadline.
-// One of which a part could not be sent leaves the stream unusable: the
-// connection ends.
+// sendLocked sends one reply or chunk, in pieces that each have their own
+// deadline.
 func (r *replies) sendLocked(p []byte) error {
-	// The TLS layer may have something of its own to write, much later.
-	defer r.conn.raw.SetWriteDeadline(time.Time{})
 	for len(p) > 0 && r.err == nil {
 		n := min(len(p), stallUnit)
 		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
-		r.err = write(r.conn.top, p[:n])
+		r.sent(write(r.conn.top, p[:n]))
 		p = p[n:]
-		if r.err != nil {
-			r.err = fmt.Errorf("sending a reply: %w", r.err)
-			r.conn.abort(r.err)
-		}
 	}
 	return r.err
+}
+
+// sent follows up a write that ended in err. A reply of which a part could not be
+// sent leaves the stream unusable: the connection ends.
+func (r *replies) sent(err error) {
+	// The TLS layer may have something of its own to write, much later.
+	r.conn.raw.SetWriteDeadline(time.Time{})
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("sending a reply: %w", err)
+		r.conn.abort(r.err)
+	}
 }
 
 // buffersWriter is a connection that takes a reply for its own while it sends it,

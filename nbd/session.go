@@ -20,6 +20,8 @@ type session struct {
 	style  style
 	// allocation says that the client may ask for block status.
 	allocation bool
+	// streamFrom is from how many bytes on data are streamed; 0: never.
+	streamFrom int64
 	log        *slog.Logger
 
 	r       *bufio.Reader
@@ -44,6 +46,9 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 		replies:    replies{conn: n.conn, style: n.style},
 		slots:      semaphore.NewWeighted(int64(limits.Requests)),
 		bytes:      semaphore.NewWeighted(limits.Bytes),
+	}
+	if fs, ok := n.top.(fileSender); ok && a.Section != nil {
+		s.streamFrom = int64(fs.StreamFrom())
 	}
 	s.flags = a.flags(s.style, s.allocation)
 	return s

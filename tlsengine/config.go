@@ -29,6 +29,7 @@ type Config struct {
 
 // Options are for those who know why.
 type Options struct {
+	KTLS KTLS
 	// RekeyBytes is how many bytes we send under one key at most; 0: as many as
 	// the cipher allows.
 	RekeyBytes int64

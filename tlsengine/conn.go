@@ -2,8 +2,6 @@ package tlsengine
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -167,30 +165,6 @@ func (c *Conn) WriteBuffers(bufs net.Buffers) error {
 	}
 	return c.write(p, true)
 }
-
-// SendFile sends hdr and n bytes of f from off, as one batch. (false, nil) means
-// that nothing was done: read the bytes and write them. (false, err): f cannot
-// be read, and nothing was sent. (true, err): the connection is broken.
-//
-// Here, in user space, the file is read and sealed; what makes it worth while is
-// a kernel that does both.
-func (c *Conn) SendFile(hdr []byte, f *os.File, off, n int64) (handled bool, err error) {
-	if n > maxSendFile {
-		return false, nil
-	}
-	p := make([]byte, len(hdr)+int(n), len(hdr)+int(n)+1)
-	copy(p, hdr)
-	if k, err := f.ReadAt(p[len(hdr):], off); k < int(n) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return false, fmt.Errorf("%d of %d bytes were read at %d: %w", k, n, off, err)
-	}
-	return true, c.write(p, true)
-}
-
-// maxSendFile bounds the memory of SendFile.
-const maxSendFile = 1 << 20
 
 // CloseWrite says that no more data follow (close_notify). The connection stays
 // open for reading.

@@ -384,13 +384,13 @@ func TestSendFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if handled, err := server.SendFile([]byte("header"), f, 90_000, 20_000); handled || err == nil {
+	if handled, err := server.SendFile([]byte("header"), f, 90_000, 20_000, nil); handled || err == nil {
 		t.Errorf("past the end: %v, %v", handled, err)
 	}
-	if handled, err := server.SendFile(nil, f, 0, maxSendFile+1); handled || err != nil {
+	if handled, err := server.SendFile(nil, f, 0, maxSendFile+1, nil); handled || err != nil {
 		t.Errorf("too much: %v, %v", handled, err)
 	}
-	if handled, err := server.SendFile([]byte("header"), f, 1000, 50_000); !handled || err != nil {
+	if handled, err := server.SendFile([]byte("header"), f, 1000, 50_000, nil); !handled || err != nil {
 		t.Errorf("%v, %v", handled, err)
 	}
 	var got []byte

@@ -3,6 +3,8 @@ package tlsengine
 import (
 	"crypto/cipher"
 	"encoding/binary"
+
+	"nbd-ktls-server/ktls"
 )
 
 // halfConn is one direction of a connection: its secret, and where in the
@@ -13,14 +15,18 @@ type halfConn struct {
 	secret trafficSecret
 	aead   cipher.AEAD
 	iv     [ivLen]byte
-	seq    uint64 // of the next record under this key
-	err    error  // the first one; nothing more goes this way
+	kernel *ktls.TX // makes the records, if it is not nil; then aead is
+	seq    uint64   // of the next record under this key; with kernel, at most
+	err    error    // the first one; nothing more goes this way
 
 	nonce [ivLen]byte // scratch
 }
 
 // setSecret begins a generation of keys.
 func (h *halfConn) setSecret(s trafficSecret) error {
+	if h.kernel != nil {
+		return h.setKernelSecret(s)
+	}
 	key, iv := s.key(h.suite), s.iv(h.suite)
 	defer clear(key)
 	defer clear(iv)
@@ -32,6 +38,15 @@ func (h *halfConn) setSecret(s trafficSecret) error {
 	h.secret, h.aead, h.seq = s, aead, 0
 	copy(h.iv[:], iv)
 	return nil
+}
+
+// setKernelSecret is setSecret where the kernel makes the records.
+func (h *halfConn) setKernelSecret(s trafficSecret) error {
+	clear(h.secret)
+	h.secret, h.seq = s, 0
+	info := h.cryptoInfo()
+	defer clear(info.Key)
+	return h.kernel.Rekey(info)
 }
 
 // update begins the next generation (Section 7.2).

@@ -152,13 +152,9 @@ func (s *Server) takeOver(conn net.Conn, cr *credentials, cs tls.ConnectionState
 		c.rekeyRecords = max(n, minRekeyRecords)
 	}
 	c.rekeyBytes = s.config.RekeyBytes
-	if cr.verifier == nil {
-		return c, nil
-	}
-	c.state.Peer, err = cr.verifier.verify(cs.PeerCertificates)
-	if err == nil {
-		c.closed = func() { s.unfollow(c) }
-		err = s.follow(c)
+	err = c.offload(s.config.KTLS)
+	if err == nil && cr.verifier != nil {
+		err = s.admit(c, cr, cs.PeerCertificates)
 	}
 	if err == nil {
 		return c, nil
@@ -169,6 +165,15 @@ func (s *Server) takeOver(conn net.Conn, cr *credentials, cs tls.ConnectionState
 	}
 	c.wipe()
 	return nil, err
+}
+
+// admit verifies the client's certificate.
+func (s *Server) admit(c *Conn, cr *credentials, chain []*x509.Certificate) (err error) {
+	if c.state.Peer, err = cr.verifier.verify(chain); err != nil {
+		return err
+	}
+	c.closed = func() { s.unfollow(c) }
+	return s.follow(c)
 }
 
 // explain adds to a handshake error who found what wrong.

@@ -34,6 +34,8 @@ type writer struct {
 	mu sync.Mutex
 	halfConn
 	bytes int64 // of plain text under this key
+	// oneKey says that this key is the last one: the kernel cannot change it.
+	oneKey bool
 }
 
 // lockOut locks the direction out, and pays what is owed.
@@ -73,19 +75,12 @@ func (c *Conn) write(p []byte, spare bool) error {
 	}
 	c.lockOut()
 	defer c.unlockOut()
-	buf := writeBuffers.Get().(*[writeBufferLen]byte)
-	defer writeBuffers.Put(buf)
 	for {
-		if c.out.err != nil {
-			return c.out.err
-		}
-		if err := c.rekeyIfDue(); err != nil {
-			c.out.err = err
+		if err := c.ready(c.out.fewest()); err != nil {
 			return err
 		}
 		n := c.room(len(p))
-		batch := c.sealBatch(buf[:0], p[:n:min(n+1, cap(p))], spare && n+1 <= cap(p))
-		if _, err := c.raw.Write(batch); err != nil {
+		if err := c.writeBatch(p[:n:min(n+1, cap(p))], spare && n+1 <= cap(p)); err != nil {
 			c.out.err = fmt.Errorf("tls: %w", err)
 			return c.out.err
 		}
@@ -97,14 +92,53 @@ func (c *Conn) write(p []byte, spare bool) error {
 	}
 }
 
+// ready makes sure that the key is good for so many records more. out.mu is
+// held.
+func (c *Conn) ready(records uint64) error {
+	if c.out.err == nil {
+		c.out.err = c.rekeyIfDue(records)
+	}
+	return c.out.err
+}
+
+// fewest is into how many records a little data goes. In the kernel, which
+// does not tell, it is the most it can become.
+func (w *writer) fewest() uint64 {
+	if w.kernel != nil {
+		return kernelRecords(1)
+	}
+	return 1
+}
+
+// kernelRecords is into how many records the kernel puts n bytes at most: when a
+// socket is full it may end one early.
+func kernelRecords(n int) uint64 { return 2*uint64((n+maxPlaintext-1)/maxPlaintext) + 1 }
+
 // room is how much of n bytes goes into the next batch: as much as fits, and as
 // the key is good for, less the KeyUpdate that ends it.
 func (c *Conn) room(n int) int {
+	left := c.rekeyRecords - 1 - c.out.seq
 	n = min(n, batchRecords*maxPlaintext)
-	if left := c.rekeyRecords - 1 - c.out.seq; uint64(n) > left*maxPlaintext {
+	if c.out.kernel != nil {
+		left = (left - 1) / 2
+	}
+	if uint64(n) > left*maxPlaintext {
 		n = int(left) * maxPlaintext
 	}
 	return n
+}
+
+// writeBatch sends p, which room allows.
+func (c *Conn) writeBatch(p []byte, spare bool) error {
+	if c.out.kernel != nil {
+		c.out.seq += kernelRecords(len(p))
+		_, err := c.raw.Write(p)
+		return err
+	}
+	buf := writeBuffers.Get().(*[writeBufferLen]byte)
+	defer writeBuffers.Put(buf)
+	_, err := c.raw.Write(c.sealBatch(buf[:0], p, spare))
+	return err
 }
 
 // sealBatch appends the records of p to dst.
@@ -118,9 +152,10 @@ func (c *Conn) sealBatch(dst, p []byte, spare bool) []byte {
 	}
 }
 
-// rekeyIfDue changes our key if it has been used enough. out.mu is held.
-func (c *Conn) rekeyIfDue() error {
-	if c.out.seq < c.rekeyRecords-1 && (c.rekeyBytes == 0 || c.out.bytes < c.rekeyBytes) {
+// rekeyIfDue changes our key if it has been used enough to be no good for so
+// many records more. out.mu is held.
+func (c *Conn) rekeyIfDue(records uint64) error {
+	if c.out.seq+records < c.rekeyRecords && (c.rekeyBytes == 0 || c.out.bytes < c.rekeyBytes) {
 		return nil
 	}
 	return c.sendKeyUpdate()
@@ -130,13 +165,36 @@ func (c *Conn) rekeyIfDue() error {
 // the next. It never asks for one in return: GnuTLS takes crossing requests for
 // an error. out.mu is held.
 func (c *Conn) sendKeyUpdate() error {
-	msg := []byte{handshakeKeyUpdate, 0, 0, 1, updateNotRequested}
-	record := c.out.seal(make([]byte, 0, len(msg)+recordOverhead), typeHandshake, msg, false)
-	if _, err := c.raw.Write(record); err != nil {
-		return fmt.Errorf("tls: sending a KeyUpdate: %w", err)
+	if c.out.oneKey {
+		c.sendAlertLocked(alertCloseNotify)
+		return c.breakOff(errOneKey)
+	}
+	if err := c.sendRecord(typeHandshake, []byte{handshakeKeyUpdate, 0, 0, 1, updateNotRequested}); err != nil {
+		return c.breakOff(fmt.Errorf("tls: sending a KeyUpdate: %w", err))
 	}
 	c.out.bytes = 0
-	return c.out.update()
+	if err := c.out.update(); err != nil {
+		// The peer is waiting for the new key: not even an alert can be sent.
+		return c.breakOff(fmt.Errorf("tls: the new key could not be installed: %w", err))
+	}
+	return nil
+}
+
+// breakOff lets reading fail with why, too, and returns it.
+func (c *Conn) breakOff(why error) error {
+	c.ended.Store(&why)
+	c.raw.SetReadDeadline(time.Unix(1, 0))
+	return why
+}
+
+// sendRecord sends one record. out.mu is held.
+func (c *Conn) sendRecord(typ contentType, content []byte) error {
+	if c.out.kernel != nil {
+		c.out.seq++
+		return c.out.kernel.WriteRecord(byte(typ), content)
+	}
+	_, err := c.raw.Write(c.out.seal(make([]byte, 0, len(content)+recordOverhead), typ, content, false))
+	return err
 }
 
 // sendAlert sends a fatal alert, after which nothing else is sent, if it can be
@@ -161,6 +219,9 @@ func (c *Conn) sendAlertLocked(a Alert) error {
 	}
 	c.raw.SetWriteDeadline(time.Now().Add(alertPatience))
 	defer c.raw.SetWriteDeadline(time.Time{})
-	_, err := c.raw.Write(c.out.seal(nil, typeAlert, []byte{level, byte(a)}, false))
+	err := c.sendRecord(typeAlert, []byte{level, byte(a)})
+	if err == nil && c.out.kernel != nil {
+		err = c.out.kernel.Drain()
+	}
 	return err
 }

@@ -243,6 +243,7 @@ func ignoreUnsupported(err error) error {
 // it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
 	a.ReadNow = f.ReadNow
+	a.Section = func(off, _ int64) (*os.File, int64, bool) { return f.f, off, true }
 	a.Trim = f.Trim
 	a.Zero = f.Zero
 	a.Hole = f.Hole
