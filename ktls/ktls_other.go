@@ -20,6 +20,7 @@ type (
 )
 
 func Probe() (*Support, error)                        { return unsupported(errNotLinux), nil }
+func Offload() map[string]string                      { return nil }
 func Stats() (map[string]uint64, error)               { return nil, nil }
 func Attach(net.Conn, *CryptoInfo) (*TX, error)       { return nil, errNotLinux }
 func Load(*os.File, int64, int) (*Section, error)     { return nil, nil }

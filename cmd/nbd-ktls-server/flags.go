@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,6 +29,7 @@ type options struct {
 	tls, tlsCertificates   string
 	tlsVerifyPeer          bool
 	tlsRekeyAfter          size
+	ktls                   ktlsPolicy
 	certificateServer      *tlsengine.Server // what setTLS has made; nil without TLS
 	run                    string
 	exitWithParent, single bool
@@ -61,6 +63,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.tlsCertificates, "tls-certificates", "", "directory of ca-cert.pem, server-cert.pem, server-key.pem; auto makes one, with --tls-verify-peer")
 	fs.BoolVar(&o.tlsVerifyPeer, "tls-verify-peer", false, "refuse clients without a certificate of the same authority")
 	fs.Var(&o.tlsRekeyAfter, "tls-rekey-after", "change our key after sending so many bytes (default as many as the cipher is good for)")
+	fs.Var(&o.ktls, "ktls", "whether the kernel encrypts what is sent: auto, require or off; see 'probe'")
 	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
 	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
 	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
@@ -128,6 +131,8 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 		return errors.New("--ipv4-only and --ipv6-only exclude each other")
 	case o.tlsVerifyPeer && o.tls == tlsOff:
 		return errors.New("--tls-verify-peer does not go with --tls=off: nobody would be verified")
+	case o.ktls == ktlsPolicy(tlsengine.KTLSRequire) && (o.tls == tlsOff || o.unix != "" || o.single):
+		return errors.New("--ktls=require needs TLS over TCP")
 	case o.threads < 1:
 		return fmt.Errorf("--threads=%d: it must be at least 1", o.threads)
 	}
@@ -137,6 +142,23 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 	}
 	return nil
 }
+
+// ktlsPolicy is a flag: auto, require or off.
+type ktlsPolicy tlsengine.KTLS
+
+var ktlsPolicies = []string{tlsengine.KTLSAuto: "auto", tlsengine.KTLSRequire: "require", tlsengine.KTLSOff: "off"}
+
+func (k *ktlsPolicy) Set(s string) error {
+	i := slices.Index(ktlsPolicies, s)
+	if i < 0 {
+		return errors.New("it must be auto, require or off")
+	}
+	*k = ktlsPolicy(i)
+	return nil
+}
+
+func (k *ktlsPolicy) String() string { return ktlsPolicies[*k] }
+func (k *ktlsPolicy) Type() string   { return "policy" }
 
 // duration is a flag: seconds, or a number with a unit.
 type duration time.Duration

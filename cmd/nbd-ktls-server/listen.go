@@ -49,6 +49,7 @@ func (o *options) listen(ctx context.Context) (*listeners, error) {
 		if _, ok := l.Addr().(*net.TCPAddr); ok {
 			ls.all[i] = tunedListener{l}
 		}
+		ls.all[i] = streamListener{ls.all[i]}
 	}
 	return ls, nil
 }

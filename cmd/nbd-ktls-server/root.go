@@ -50,7 +50,7 @@ func newRoot(name string) *cobra.Command {
 	if o.nbdkit {
 		cmd.SetHelpCommand(&cobra.Command{Hidden: true})
 	} else {
-		cmd.AddCommand(newPKI(), newQuickstart())
+		cmd.AddCommand(newPKI(), newQuickstart(), newProbe())
 	}
 	return cmd
 }

@@ -53,6 +53,15 @@ func noCoreDumps() error {
 	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
+// kernelRelease is what uname -r prints.
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
 // onTerminal reports whether standard input is a terminal.
 func onTerminal() bool {
 	_, err := unix.IoctlGetTermios(0, unix.TCGETS)

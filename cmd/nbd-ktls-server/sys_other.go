@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"runtime"
 	"time"
 )
 
@@ -18,3 +19,5 @@ func toDevNull(...int) error                     { return errNotLinux }
 func withParent(context.Context) (context.Context, context.CancelFunc, error) {
 	return nil, nil, errNotLinux
 }
+
+func kernelRelease() string { return runtime.GOOS }

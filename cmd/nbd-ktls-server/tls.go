@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"nbd-ktls-server/ktls"
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/tlsengine"
 	"nbd-ktls-server/tlsengine/pki"
@@ -38,7 +39,7 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	o.tlsCertificates = dir
 	ts, err := tlsengine.New(tlsengine.Config{
 		Dir: dir, VerifyPeer: o.tlsVerifyPeer,
-		Options: tlsengine.Options{RekeyBytes: int64(o.tlsRekeyAfter)},
+		Options: tlsengine.Options{KTLS: tlsengine.KTLS(o.ktls), RekeyBytes: int64(o.tlsRekeyAfter)},
 	})
 	if err != nil {
 		return err
@@ -53,9 +54,34 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 		return err
 	}
 	checkValidity(ts, log)
+	if err := o.checkKernel(log); err != nil {
+		return err
+	}
 	o.certificateServer = ts
 	s.StartTLS = ts.StartTLS
 	s.ForceTLS = o.tls == tlsRequire
+	return nil
+}
+
+// checkKernel says at start what is to be expected of the kernel.
+func (o *options) checkKernel(log *slog.Logger) error {
+	if o.ktls == ktlsPolicy(tlsengine.KTLSOff) || o.unix != "" || o.single {
+		return nil
+	}
+	support, err := ktls.Probe()
+	if err == nil {
+		err = support.Sends(ktls.AES128GCM)
+	}
+	switch require := o.ktls == ktlsPolicy(tlsengine.KTLSRequire); {
+	case err == nil:
+		log.Info("the kernel encrypts what is sent over TCP")
+	case require && errors.Is(err, ktls.ErrNoRekey):
+		log.Warn("connections will end when they need a new key", "reason", err)
+	case require:
+		return fmt.Errorf("--ktls=require: %w; see '%s probe'", err, o.name)
+	default:
+		log.Info("what is sent is encrypted in user space", "reason", err)
+	}
 	return nil
 }
 
