@@ -48,11 +48,12 @@ func probe() (*Support, error) {
 
 // try tries one cipher. Its error is one of trying.
 func (s *Support) try(c Cipher) error {
-	conn, err := loopback()
+	conn, far, err := loopback()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	defer far.Close() // a listener would reset what it has not accepted
 	rc, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return err
@@ -72,8 +73,8 @@ func (s *Support) try(c Cipher) error {
 	})
 }
 
-// loopback connects to itself, and returns one end.
-func loopback() (net.Conn, error) {
+// loopback connects to itself, and returns both ends.
+func loopback() (near, far net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	var lc net.ListenConfig
@@ -81,10 +82,16 @@ func loopback() (net.Conn, error) {
 	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		if l, err = lc.Listen(ctx, "tcp", "[::1]:0"); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	defer l.Close()
-	// It need not be accepted to be established.
-	return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	if near, err = new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	if far, err = l.Accept(); err != nil {
+		near.Close()
+	}
+	return near, far, err
 }

@@ -1,0 +1,54 @@
+//go:build linux
+
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func main() {
+	if os.Getpid() == 1 {
+		guest()
+	}
+	m := &machine{env: testEnv()}
+	flag.StringVar(&m.kernel, "kernel", "", "directory of a kernel and its modules")
+	flag.Var(&m.without, "without", "leave out this kernel module")
+	flag.Var(&m.programs, "program", "take this program of the host's along, with its libraries")
+	flag.Var(&m.trees, "tree", "take this directory of the host's along, or this file")
+	flag.IntVar(&m.memory, "memory", 1500, "MiB of memory")
+	flag.IntVar(&m.cpus, "cpus", 1, "processors")
+	flag.BoolVar(&m.icount, "icount", false, "let the machine's clock count instructions: a nanosecond each")
+	flag.DurationVar(&m.timeout, "timeout", 10*time.Minute, "give up after this time")
+	flag.Parse()
+	if flag.NArg() == 0 || m.kernel == "" {
+		fmt.Fprintln(os.Stderr, "usage: vm -kernel DIR [flags] PROGRAM [ARG]...")
+		os.Exit(2)
+	}
+	m.args = flag.Args()
+	status, err := m.run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		os.Exit(1)
+	}
+	os.Exit(status)
+}
+
+// testEnv is the part of the environment that the program gets to see.
+func testEnv() (env []string) {
+	for _, e := range os.Environ() {
+		if strings.HasPrefix(e, "NBD_TEST_") {
+			env = append(env, e)
+		}
+	}
+	return env
+}
