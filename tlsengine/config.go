@@ -71,6 +71,9 @@ func load(c *Config) (*credentials, error) {
 		// Replies are long: a first kilobyte soon is worth nothing.
 		DynamicRecordSizingDisabled: true,
 	}
+	if c.KTLS == KTLSRequire {
+		config.MinVersion = tls.VersionTLS13 // the records of 1.2 are crypto/tls's
+	}
 	cr := &credentials{config12: config, config13: config.Clone(), validity: Validity{Certificate: cert.Leaf.NotAfter}}
 	if !c.VerifyPeer {
 		return cr, nil

@@ -15,11 +15,19 @@ type halfConn struct {
 	secret trafficSecret
 	aead   cipher.AEAD
 	iv     [ivLen]byte
-	kernel *ktls.TX // makes the records, if it is not nil; then aead is
+	kernel kernelTX // makes the records, if it is not nil; then aead is
 	seq    uint64   // of the next record under this key; with kernel, at most
 	err    error    // the first one; nothing more goes this way
 
 	nonce [ivLen]byte // scratch
+}
+
+// kernelTX is a sending direction that the kernel has: a [ktls.TX].
+type kernelTX interface {
+	WriteRecord(typ byte, content []byte) error
+	Send(header []byte, s *ktls.Section) error
+	Rekey(*ktls.CryptoInfo) error
+	Drain() error
 }
 
 // setSecret begins a generation of keys.
