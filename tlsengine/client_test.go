@@ -81,7 +81,9 @@ func authority(t testing.TB) (dir string, ca *pki.Pair) {
 func connect(t testing.TB, o Options, glued []byte) (*Conn, *client) {
 	t.Helper()
 	dir, ca := authority(t)
-	o.KTLS = kernelPolicy()
+	if o.KTLS == KTLSAuto {
+		o.KTLS = kernelPolicy()
+	}
 	s, err := New(Config{Dir: dir, Options: o})
 	if err != nil {
 		t.Fatal(err)

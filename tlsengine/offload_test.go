@@ -59,7 +59,7 @@ func (k *fakeKernel) Drain() error                     { return nil }
 // TestFailedRekeyEndsTheConnection: once the KeyUpdate is out, nothing may be
 // sent under the old key, not even an alert.
 func TestFailedRekeyEndsTheConnection(t *testing.T) {
-	server, c := connect(t, Options{RekeyBytes: 1000}, nil)
+	server, c := connect(t, Options{KTLS: KTLSOff, RekeyBytes: 1000}, nil)
 	k := &fakeKernel{rekey: errors.New("no memory")}
 	server.out.kernel = k
 	if _, err := server.Write(make([]byte, 1000)); err != nil {

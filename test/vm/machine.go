@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -119,11 +120,12 @@ func (m *machine) build(path string) error {
 			return err
 		}
 	}
-	for _, path := range m.trees {
-		if path, err = filepath.Abs(path); err != nil {
-			return err
+	for _, tree := range m.trees {
+		path, name, renamed := strings.Cut(tree, "=")
+		if !renamed {
+			name = path
 		}
-		a.tree(path, path)
+		a.tree(name, path)
 	}
 	b, err := json.Marshal(j)
 	if err != nil {

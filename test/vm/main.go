@@ -24,7 +24,7 @@ func main() {
 	flag.StringVar(&m.kernel, "kernel", "", "directory of a kernel and its modules")
 	flag.Var(&m.without, "without", "leave out this kernel module")
 	flag.Var(&m.programs, "program", "take this program of the host's along, with its libraries")
-	flag.Var(&m.trees, "tree", "take this directory of the host's along, or this file")
+	flag.Var(&m.trees, "tree", "take this directory or file of the host's along; HOST=GUEST gives it another name there")
 	flag.IntVar(&m.memory, "memory", 1500, "MiB of memory")
 	flag.IntVar(&m.cpus, "cpus", 1, "processors")
 	flag.BoolVar(&m.icount, "icount", false, "let the machine's clock count instructions: a nanosecond each")
