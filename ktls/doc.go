@@ -10,4 +10,22 @@
 // keeps a record open after MSG_MORE and encrypts it under whatever key is then
 // the current one, it frees a record that close finds unsent ([TX.Drain]), and it
 // never gives the upper layer protocol back.
+//
+// # What it costs
+//
+// Instructions of the sending thread for one reply of a file in the page cache,
+// AES-128-GCM, Linux 7.3 emulated with AES-NI, VAES and AVX2 as QEMU has them
+// (tlsengine's TestInstructions, vm -icount):
+//
+//	bytes       kernel, splice   kernel, write      user space   plain, splice    plain, write
+//	1024                 19783           13732           12570           15844            9026
+//	4096                 31409           28830           29252           13636           18548
+//	16384                79466           88805           97193           15424           57146
+//	65536               271672          327175          370493           25817          214990
+//	262144             1049542         1288454         1473136           75831          853017
+//	1048576            4152006         5164020         5909164          279958         3400817
+//
+// Splicing is cheaper than a read and a write from 16 KiB on ([StreamFrom]), and
+// at 256 KiB costs 0.71 of what user space does. Most of what is left is
+// AES-GCM, which real processors do in fewer cycles than instructions count.
 package ktls

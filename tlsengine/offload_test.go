@@ -30,6 +30,8 @@ func kernelPolicy() KTLS {
 // require is set by tests of kernels that --ktls=auto does not use.
 var require bool
 
+var errNotHandled = errors.New("not handled")
+
 func TestTheKernelMakesTheRecords(t *testing.T) {
 	expected := os.Getenv("NBD_TEST_KTLS")
 	if expected == "" {
