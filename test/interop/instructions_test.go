@@ -52,7 +52,9 @@ func TestServerInstructions(t *testing.T) {
 // handshake and a read of nothing take.
 func readAll(t *testing.T, args []string, dir string, request int) time.Duration {
 	t.Helper()
-	port, spent, stop := "10810", func() time.Duration { return 0 }, func() {}
+	port := "10810"
+	var spent func() time.Duration
+	var stop func()
 	if args[0] == program {
 		s := startProgram(t, args[1:]...)
 		port, stop = s.port, s.stop

@@ -123,9 +123,9 @@ const (
 	recordLen = 5 + 28 + writeLen + 1 + 16 // of one WRITE
 )
 
-// tamper sends two WRITEs, lets the proxy damage them, and returns how the
-// connection ended for the client, and which of them were carried out.
-func (v *victim) tamper(t *testing.T, damage func([]byte) []byte) (end error, first, second bool) {
+// tamper sends two WRITEs, lets the proxy damage them, and returns which
+// of them were carried out, and how the connection ended for the client.
+func (v *victim) tamper(t *testing.T, damage func([]byte) []byte) (first, second bool, end error) {
 	t.Helper()
 	zeroes := make([]byte, 4096)
 	v.disk.WriteAt(zeroes, 0)
@@ -139,7 +139,7 @@ func (v *victim) tamper(t *testing.T, damage func([]byte) []byte) (end error, fi
 	tc := c.Conn.(*tls.Conn)
 	tc.NetConn().(*net.TCPConn).CloseWrite()
 	_, end = io.Copy(io.Discard, tc)
-	return end, v.wrote(t, 0, payload), v.wrote(t, 1024, payload)
+	return v.wrote(t, 0, payload), v.wrote(t, 1024, payload), end
 }
 
 // wrote reports whether payload is at off: all of it, or nothing.
@@ -198,7 +198,7 @@ func TestTampering(t *testing.T) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
 			for at := range recordLen {
-				end, first, second := v.tamper(t, k.damage(at))
+				first, second, end := v.tamper(t, k.damage(at))
 				want := k.body
 				// To double the last byte is to damage the header behind it.
 				whole := k.name == "double" && at == recordLen-1
@@ -229,7 +229,7 @@ func TestTampering(t *testing.T) {
 		"plain text in between": {func(b []byte) []byte { return slices.Concat(first(b), []byte{21, 3, 3, 0, 2, 1, 0}) }, unexpected, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			end, one, two := v.tamper(t, c.damage)
+			one, two, end := v.tamper(t, c.damage)
 			if alertIn(end) != c.want || one != c.first || two {
 				t.Errorf("%v; carried out: %v, %v", end, one, two)
 			}
