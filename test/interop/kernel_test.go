@@ -6,10 +6,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,8 +77,13 @@ func random(t *testing.T, n int64) string {
 func TestNothingIsCopied(t *testing.T) {
 	able := inMachine(t)
 	need(t, "nbdcopy", "cmp")
-	const size = 64 << 20
+	const size = 32 << 20
 	image := random(t, size)
+	t.Run("file", func(t *testing.T) { nothingIsCopied(t, able, image, size) })
+	t.Run("device", func(t *testing.T) { nothingIsCopied(t, able, loopDevice(t, image), size) })
+}
+
+func nothingIsCopied(t *testing.T, able, image string, size int) {
 	bothWays(t, func(t *testing.T, flags []string, dir string) {
 		if dir != "" && able == "none" {
 			t.Skip("without the module everything is copied")
@@ -101,6 +108,61 @@ func TestNothingIsCopied(t *testing.T) {
 			t.Errorf("the kernel did not encrypt: %v, %v", after, err)
 		}
 	})
+}
+
+// loopDevice makes a block device of a file.
+func loopDevice(t *testing.T, image string) string {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/dev/loop%d", n)
+	device, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, int(file.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0)
+		device.Close()
+	})
+	return path
+}
+
+// TestCutReaders kills clients with 64 requests in flight, at random: what others
+// then read is what is in the file.
+func TestCutReaders(t *testing.T) {
+	inMachine(t)
+	need(t, "nbdcopy", "cmp")
+	dir := certificates(t)
+	image := random(t, 32<<20)
+	s := start(t, "--tls-certificates="+dir, "--tls-rekey-after=3M", "-r", "file", image)
+	for range 8 {
+		cmd := exec.Command("nbdcopy", "--connections=4", "--requests=64", s.uri(dir), "null:")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(200+rand.IntN(1500)) * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	out := filepath.Join(t.TempDir(), "out.img")
+	run(t, "nbdcopy", "--connections=4", "--requests=64", s.uri(dir), out)
+	run(t, "cmp", image, out)
+	s.log.expect("connection broken")
 }
 
 // copied is how many bytes the server has read and written with system calls
