@@ -45,6 +45,7 @@ type conn struct {
 	mu       sync.Mutex
 	stopping bool // guarded by mu: no more is to be read from the client
 	haggling bool // guarded by mu: it has not chosen an export yet
+	gaveUp   bool // guarded by mu: something could not be sent
 }
 
 // isStopping reports whether the server is shutting down.
@@ -75,6 +76,17 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
 func (c *conn) abort(why error) {
 	c.cancel(why)
 	c.raw.Close()
+}
+
+// giveUp makes the reader stop: nothing can be sent any more. What the client
+// still sends will be read at the end, as closing with bytes unread resets the
+// connection, and what was sent last, an alert perhaps, is lost.
+func (c *conn) giveUp(why error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancel(why)
+	c.stopping, c.gaveUp = true, true
+	c.top.SetReadDeadline(time.Now())
 }
 
 // serve runs the connection through its phases (proto.md, "Protocol phases").
@@ -174,12 +186,16 @@ func (c *conn) startTLS() error {
 // reason is why the connection, which err has brought to its end, really ends:
 // because of whoever aborted it, if anybody did. It cannot be aborted any more.
 func (c *conn) reason(err error) error {
-	c.cancel(err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopping && isTimeout(err) {
-		return errShutdown
+	stopped := isTimeout(err) || errors.Is(err, context.Canceled)
+	switch {
+	case c.gaveUp && !stopped && !orderly(err):
+		return err // reading has failed by itself, and what failed sending with it
+	case c.stopping && isTimeout(err):
+		err = errShutdown
 	}
+	c.cancel(err)
 	return context.Cause(c.ctx)
 }
 

@@ -135,7 +135,7 @@ func (r *replies) sent(err error) {
 	r.conn.raw.SetWriteDeadline(time.Time{})
 	if err != nil && r.err == nil {
 		r.err = fmt.Errorf("sending a reply: %w", err)
-		r.conn.abort(r.err)
+		r.conn.giveUp(r.err)
 	}
 }
 

@@ -250,6 +250,53 @@ func TestTampering(t *testing.T) {
 	}
 }
 
+// gate is a disk on which a WRITE takes until it is opened.
+type gate struct {
+	*memory.Disk
+	entered, open chan struct{}
+}
+
+func (g gate) WriteAt(p []byte, off int64) (int, error) {
+	g.entered <- struct{}{}
+	<-g.open
+	return g.Disk.WriteAt(p, off)
+}
+
+// Resolve keeps WriteAt as it is.
+func (gate) Resolve(*nbd.Abilities) error { return nil }
+
+// TestTamperingMeanwhile damages a request while another one is worked on: its
+// reply finds that the connection has ended. The client still gets the alert,
+// and the log says why.
+func TestTamperingMeanwhile(t *testing.T) {
+	v := newVictim(t)
+	g := gate{v.disk, make(chan struct{}), make(chan struct{})}
+	v.addr = nbdtest.Serve(t, &nbd.Server{
+		Exports: nbd.ExportList{{Name: "disk", Open: func(context.Context, nbd.OpenInfo) (nbd.Backend, error) {
+			return g, nil
+		}}},
+		StartTLS: v.pki.StartTLS(t, false), ForceTLS: true, Log: v.log.Logger(),
+	})
+	p := newProxy(t, v.addr, false, func(b []byte) []byte { b[50] ^= 1; return b })
+	defer p.close()
+	c := v.client(t, p)
+	defer c.Close()
+	p.armed.Store(false)
+	c.Request(wire.CmdWrite, 0, 1, 0, 4, "good")
+	<-g.entered
+	p.armed.Store(true)
+	// More than sockets and buffers take: closing with it unread would be a reset.
+	payload := make([]byte, 4<<20)
+	c.Request(wire.CmdWrite, 0, 2, 4096, uint32(len(payload)), payload)
+	tc := c.Conn.(*tls.Conn)
+	tc.NetConn().(*net.TCPConn).CloseWrite()
+	if _, err := io.Copy(io.Discard, tc); alertIn(err) != "bad record MAC" {
+		t.Errorf("the client was told %v", err)
+	}
+	close(g.open)
+	v.log.Expect("connection broken", "a record that does not decrypt")
+}
+
 // TestTamperingWithReplies damages every byte of a reply: the client never takes
 // wrong data, and the log says what the client said of it.
 func TestTamperingWithReplies(t *testing.T) {
