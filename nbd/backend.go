@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/pojntfx/go-nbd/pkg/backend"
 )
@@ -133,6 +134,37 @@ func Resolve(b Backend) (_ *Abilities, err error) {
 	}
 	return a, a.BlockSize.fill(a.Size)
 }
+
+// Resolved is a Backend whose abilities are known already, as filters make them:
+// to resolve it is to get a.
+func Resolved(a *Abilities) Backend { return resolved{a} }
+
+type resolved struct{ a *Abilities }
+
+func (r resolved) Resolve(a *Abilities) error {
+	*a = *r.a
+	return nil
+}
+
+func (r resolved) ReadAt(p []byte, off int64) (int, error) { return r.a.ReadAt(p, off) }
+
+func (r resolved) WriteAt(p []byte, off int64) (int, error) {
+	if r.a.WriteAt == nil {
+		return 0, syscall.EROFS
+	}
+	return r.a.WriteAt(p, off)
+}
+
+func (r resolved) Size() (int64, error) { return r.a.Size, nil }
+
+func (r resolved) Sync() error {
+	if r.a.Sync == nil {
+		return nil
+	}
+	return r.a.Sync()
+}
+
+func (r resolved) Close() error { return r.a.close() }
 
 func (a *Abilities) close() error {
 	if a.Close == nil {

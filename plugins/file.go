@@ -7,14 +7,15 @@ import (
 
 	"nbd-ktls-server/backends/file"
 	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/plugins/plugin"
 )
 
-var filePlugin = Plugin{
+var filePlugin = plugin.Plugin{
 	Name:    "file",
 	Summary: "regular files and block devices",
 	Usage:   "file [file=]FILENAME | dir=DIRECTORY  [fadvise=normal|random|sequential] [locking=auto|off]",
 	Magic:   "file",
-	Configure: func(p *Params) (Source, error) {
+	Configure: func(p *plugin.Params) (*plugin.Source, error) {
 		opts, err := fileOptions(p)
 		if err != nil {
 			return nil, err
@@ -34,11 +35,11 @@ var filePlugin = Plugin{
 		if err != nil {
 			return nil, err
 		}
-		return dirSource{d}, nil
+		return dirSource(d), nil
 	},
 }
 
-func fileOptions(p *Params) (file.Options, error) {
+func fileOptions(p *plugin.Params) (file.Options, error) {
 	advice, err := p.Choice("fadvise", "normal", "random", "sequential")
 	if err != nil {
 		return file.Options{}, err
@@ -54,11 +55,9 @@ func fileOptions(p *Params) (file.Options, error) {
 	}, err
 }
 
-type fileSource struct{ *file.Path }
-
 // newFileSource checks that there is something to export. The path is made
 // absolute, as the program may change its directory before it opens the file.
-func newFileSource(name string, opts file.Options) (Source, error) {
+func newFileSource(name string, opts file.Options) (*plugin.Source, error) {
 	path, err := filepath.Abs(name)
 	if err != nil {
 		return nil, err
@@ -66,17 +65,23 @@ func newFileSource(name string, opts file.Options) (Source, error) {
 	if err := file.Check(path); err != nil {
 		return nil, err
 	}
-	return fileSource{file.NewPath(path, opts)}, nil
+	p := file.NewPath(path, opts)
+	return &plugin.Source{
+		Open: func(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return p.Open() },
+	}, nil
 }
 
-func (s fileSource) Open(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return s.Path.Open() }
-
-type dirSource struct{ *file.Dir }
-
-func (s dirSource) Open(_ context.Context, info nbd.OpenInfo) (nbd.Backend, error) {
-	return s.Dir.Open(info.Name)
+func dirSource(d *file.Dir) *plugin.Source {
+	return &plugin.Source{
+		Open: func(_ context.Context, info nbd.OpenInfo) (nbd.Backend, error) { return d.Open(info.Name) },
+		List: func(context.Context, nbd.Client) ([]plugin.Entry, error) {
+			names, err := d.Names()
+			entries := make([]plugin.Entry, len(names))
+			for i, name := range names {
+				entries[i].Name = name
+			}
+			return entries, err
+		},
+		Check: func(_ context.Context, _ nbd.Client, name string) error { return d.Check(name) },
+	}
 }
-
-func (s dirSource) Check(_ context.Context, name string) error { return s.Dir.Check(name) }
-
-func (s dirSource) Names(context.Context) ([]string, error) { return s.Dir.Names() }

@@ -1,51 +1,51 @@
 package plugins
 
 import (
-	"context"
 	"errors"
 
 	"nbd-ktls-server/backends/memory"
 	"nbd-ktls-server/backends/null"
 	"nbd-ktls-server/backends/pattern"
 	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/plugins/plugin"
 )
 
 // The plugins whose exports are all one backend, made at the start.
 var (
-	memoryPlugin = Plugin{
+	memoryPlugin = plugin.Plugin{
 		Name:    "memory",
 		Summary: "a sparse disk in memory, gone when the server ends",
 		Usage:   "memory [size=]SIZE [allocator=sparse]",
 		Magic:   "size",
-		Configure: func(p *Params) (Source, error) {
+		Configure: func(p *plugin.Params) (*plugin.Source, error) {
 			if _, err := p.Choice("allocator", "sparse"); err != nil {
 				return nil, err
 			}
 			return sized(p, true, func(n int64) nbd.Backend { return memory.New(n) })
 		},
 	}
-	nullPlugin = Plugin{
+	nullPlugin = plugin.Plugin{
 		Name:    "null",
 		Summary: "forgets what is written, reads as zeroes",
 		Usage:   "null [[size=]SIZE]",
 		Magic:   "size",
-		Configure: func(p *Params) (Source, error) {
+		Configure: func(p *plugin.Params) (*plugin.Source, error) {
 			return sized(p, false, func(n int64) nbd.Backend { return null.New(n) })
 		},
 	}
-	patternPlugin = Plugin{
+	patternPlugin = plugin.Plugin{
 		Name:    "pattern",
 		Summary: "a read-only pattern: every eight bytes hold their own offset",
 		Usage:   "pattern [size=]SIZE",
 		Magic:   "size",
-		Configure: func(p *Params) (Source, error) {
+		Configure: func(p *plugin.Params) (*plugin.Source, error) {
 			return sized(p, true, func(n int64) nbd.Backend { return pattern.New(n) })
 		},
 	}
 )
 
 // sized makes a source of one backend from the parameter size.
-func sized(p *Params, required bool, backend func(int64) nbd.Backend) (Source, error) {
+func sized(p *plugin.Params, required bool, backend func(int64) nbd.Backend) (*plugin.Source, error) {
 	n, ok, err := p.Size("size")
 	switch {
 	case err != nil:
@@ -53,10 +53,5 @@ func sized(p *Params, required bool, backend func(int64) nbd.Backend) (Source, e
 	case !ok && required:
 		return nil, errors.New("a size is needed")
 	}
-	return single{backend(n)}, nil
+	return plugin.Single(backend(n)), nil
 }
-
-// single is the same backend for everybody.
-type single struct{ backend nbd.Backend }
-
-func (s single) Open(context.Context, nbd.OpenInfo) (nbd.Backend, error) { return s.backend, nil }

@@ -29,6 +29,8 @@ var forbidden = []struct{ from, to, why string }{
 	{"backends/", "plugins", "plugins are made of backends"},
 	{"backends/", "systemd", "a backend does not know what started it"},
 	{"plugins", "tlsengine", "a plugin never sees a socket"},
+	{"plugins/", "tlsengine", "a plugin never sees a socket"},
+	{"plugins/plugin", "backends/", "what plugins have in common knows none of them"},
 	{"", "cmd/", "a command is not a library"},
 	{"", "test/", "what is served must not depend on what tests it"},
 }

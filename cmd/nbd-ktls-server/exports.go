@@ -4,12 +4,12 @@ import (
 	"context"
 
 	"nbd-ktls-server/nbd"
-	"nbd-ktls-server/plugins"
+	"nbd-ktls-server/plugins/plugin"
 )
 
 // pluginExports offers what one plugin, given on the command line, has.
 type pluginExports struct {
-	source   plugins.Source
+	source   *plugin.Source
 	readOnly bool
 	// name is the name of the only export; with many, that of the default one.
 	name string
@@ -18,32 +18,40 @@ type pluginExports struct {
 }
 
 // Lookup implements [nbd.Exports].
-func (e *pluginExports) Lookup(ctx context.Context, _ nbd.Client, name string) (*nbd.Export, error) {
+func (e *pluginExports) Lookup(ctx context.Context, c nbd.Client, name string) (*nbd.Export, error) {
 	if name == "" {
 		name = e.name
 	}
-	if l, ok := e.source.(plugins.Lister); ok {
-		if err := l.Check(ctx, name); err != nil {
+	if name == "" && e.source.Default != nil {
+		var err error
+		if name, err = e.source.Default(ctx, c); err != nil {
 			return nil, err
 		}
-	} else if !e.anyName && name != e.name {
+	}
+	switch {
+	case e.source.Check != nil:
+		if err := e.source.Check(ctx, c, name); err != nil {
+			return nil, err
+		}
+	case e.source.List == nil && !e.anyName && name != e.name:
 		return nil, nbd.ErrNoExport
 	}
 	return e.export(name), nil
 }
 
 // List implements [nbd.Exports].
-func (e *pluginExports) List(ctx context.Context, _ nbd.Client) ([]nbd.Export, error) {
-	names := []string{e.name}
-	if l, ok := e.source.(plugins.Lister); ok {
+func (e *pluginExports) List(ctx context.Context, c nbd.Client) ([]nbd.Export, error) {
+	entries := []plugin.Entry{{Name: e.name}}
+	if e.source.List != nil {
 		var err error
-		if names, err = l.Names(ctx); err != nil {
+		if entries, err = e.source.List(ctx, c); err != nil {
 			return nil, err
 		}
 	}
-	exports := make([]nbd.Export, len(names))
-	for i, name := range names {
-		exports[i] = *e.export(name)
+	exports := make([]nbd.Export, len(entries))
+	for i, entry := range entries {
+		exports[i] = *e.export(entry.Name)
+		exports[i].Description = entry.Description
 	}
 	return exports, nil
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"nbd-ktls-server/plugins"
+	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/systemd"
 	"nbd-ktls-server/tlsengine"
 )
@@ -22,6 +22,7 @@ type options struct {
 	port, ipaddr, unix     string
 	ipv4, ipv6             bool
 	exportname             string
+	filters                []string // the nearest to the client first
 	readonly               bool
 	foreground, newstyle   bool
 	pidfile                string
@@ -58,6 +59,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.ipv6, "ipv6-only", "6", false, "listen on IPv6 addresses only")
 	fs.StringVarP(&o.unix, "unix", "U", "", "listen on this Unix socket; - makes a private one")
 	fs.StringVarP(&o.exportname, "exportname", "e", "", o.exportnameHelp())
+	fs.StringArrayVar(&o.filters, "filter", nil, "put this filter before the plugin; the first one is the nearest to the client")
 	fs.BoolVarP(&o.readonly, "readonly", "r", false, "refuse every change")
 	fs.StringVar(&o.tls, "tls", o.tls, "off, on (clients choose) or require")
 	fs.StringVar(&o.tlsCertificates, "tls-certificates", "", "directory of ca-cert.pem, server-cert.pem, server-key.pem; auto makes one, with --tls-verify-peer")
@@ -180,7 +182,7 @@ func (d *duration) Set(s string) error {
 type size int64
 
 func (n *size) Set(s string) error {
-	v, err := plugins.ParseSize(s)
+	v, err := plugin.ParseSize(s)
 	*n = size(v)
 	return err
 }

@@ -65,7 +65,11 @@ func quickstartImage(args []string) (string, error) {
 func (o *options) quickstart(ctx context.Context, image string) error {
 	o.ipaddr, o.tlsCertificates = "localhost", autoCertificates
 	log := o.newLog()
-	srv, err := o.newServer("file", []string{"file=" + image}, log)
+	source, err := o.newSource("file", []string{"file=" + image}, log, func() {})
+	if err != nil {
+		return err
+	}
+	srv, err := o.newServer(source, log)
 	if err != nil {
 		return err
 	}

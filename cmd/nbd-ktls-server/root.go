@@ -91,7 +91,6 @@ func nbdkitSpelling(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 // absent are nbdkit's options that this program has not, and why.
 var absent = []struct{ name, short, why string }{
 	{"tls-psk", "", "pre-shared keys are not supported yet: use --tls-certificates"},
-	{"filter", "", "filters are not supported yet"},
 	{"log", "", "the log goes to standard error: let the service manager collect it"},
 	{"user", "u", "privileges are not dropped yet: start the program as the user that it is to run as"},
 	{"group", "g", "privileges are not dropped yet: start the program as the user that it is to run as"},

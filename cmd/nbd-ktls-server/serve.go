@@ -12,16 +12,24 @@ import (
 
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/plugins"
+	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/systemd"
 )
 
 // serve is the main command: it serves one plugin until ctx ends.
-func (o *options) serve(ctx context.Context, plugin string, args []string) error {
+func (o *options) serve(ctx context.Context, name string, args []string) error {
 	if o.detaches() && !detached() {
 		return detach(ctx)
 	}
 	log := o.newLog()
-	srv, err := o.newServer(plugin, args, log)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	source, err := o.newSource(name, args, log, cancel)
+	if err != nil {
+		return err
+	}
+	defer closeSource(source, log)
+	srv, err := o.newServer(source, log)
 	if err != nil {
 		return err
 	}
@@ -43,16 +51,29 @@ func (o *options) serve(ctx context.Context, plugin string, args []string) error
 	return o.serveOn(ctx, srv, ls, log)
 }
 
-// newServer makes a server of flags, plugin and parameters.
-func (o *options) newServer(plugin string, args []string, log *slog.Logger) (*nbd.Server, error) {
-	p, err := plugins.Find(plugin)
-	if err != nil {
-		return nil, err
+// newSource makes what is to be exported of a plugin's name and parameters. exit
+// ends the server.
+func (o *options) newSource(name string, args []string, log *slog.Logger, exit func()) (*plugin.Source, error) {
+	return plugins.Configure(name, o.filters, args, plugin.Host{
+		ReadOnly: o.readonly, Log: log,
+		Exit: func(why string) {
+			log.Info("the server ends", "reason", why)
+			exit()
+		},
+	})
+}
+
+func closeSource(s *plugin.Source, log *slog.Logger) {
+	if s.Close == nil {
+		return
 	}
-	source, err := p.New(args, o.readonly)
-	if err != nil {
-		return nil, err
+	if err := s.Close(); err != nil {
+		log.Warn("closing the plugin failed", "reason", err)
 	}
+}
+
+// newServer makes a server of a source, as the flags say.
+func (o *options) newServer(source *plugin.Source, log *slog.Logger) (*nbd.Server, error) {
 	srv := &nbd.Server{
 		Exports: &pluginExports{source: source, readOnly: o.readonly, name: o.exportname, anyName: o.nbdkit},
 		Limits:  nbd.Limits{Requests: o.threads, HandshakeTimeout: time.Duration(o.timeout)},
