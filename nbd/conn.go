@@ -25,6 +25,7 @@ var (
 // The ways in which the server ends one.
 var (
 	errShutdown = errors.New("the server is shutting down")
+	errEnded    = errors.New("the server ended the connection")
 	errEvicted  = errors.New("too many unfinished handshakes, and this was the oldest")
 	errTimeout  = errors.New("no export was chosen in time")
 )
@@ -43,16 +44,16 @@ type conn struct {
 	cancel context.CancelCauseFunc
 
 	mu       sync.Mutex
-	stopping bool // guarded by mu: no more is to be read from the client
-	haggling bool // guarded by mu: it has not chosen an export yet
-	gaveUp   bool // guarded by mu: something could not be sent
+	stopping error // guarded by mu: why no more is to be read from the client
+	haggling bool  // guarded by mu: it has not chosen an export yet
+	gaveUp   bool  // guarded by mu: something could not be sent
 }
 
 // isStopping reports whether the server is shutting down.
 func (c *conn) isStopping() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.stopping
+	return c.stopping != nil
 }
 
 // chosen ends the handshake phase.
@@ -60,7 +61,7 @@ func (c *conn) chosen() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.haggling = false
-	if c.stopping {
+	if c.stopping != nil {
 		c.top.SetReadDeadline(time.Now())
 	}
 }
@@ -85,7 +86,7 @@ func (c *conn) giveUp(why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancel(why)
-	c.stopping, c.gaveUp = true, true
+	c.stopping, c.gaveUp = why, true
 	c.top.SetReadDeadline(time.Now())
 }
 
@@ -119,7 +120,7 @@ func (c *conn) begin(s *session) {
 
 // report logs how the connection ended.
 func (c *conn) report(err error, s *session, begun time.Time) {
-	attrs := []any{"reason", err, "duration", time.Since(begun).Round(time.Millisecond)}
+	attrs := []any{"reason", err, "duration", time.Since(begun).Round(time.Millisecond), "identity", identity(c.client)}
 	if s != nil {
 		attrs = append(attrs, "export", s.export.Name)
 		attrs = append(attrs, s.stats.attrs()...)
@@ -127,7 +128,7 @@ func (c *conn) report(err error, s *session, begun time.Time) {
 	switch {
 	case errors.Is(err, errProbing):
 		c.log.Debug("connection closed", attrs...)
-	case orderly(err) || errors.Is(err, errShutdown):
+	case orderly(err) || errors.Is(err, errShutdown) || errors.Is(err, errEnded):
 		c.log.Info("connection closed", attrs...)
 	case s == nil:
 		c.log.Warn("negotiation failed", attrs...)
@@ -140,13 +141,27 @@ func orderly(err error) bool {
 	return errors.Is(err, errDisc) || errors.Is(err, errAbort) || errors.Is(err, errHangup) || errors.Is(err, errProbing)
 }
 
-// stop makes the reader stop at its next read, and bounds how long what is in
-// flight may take. It is called when the server shuts down. A client that is
-// still haggling has a moment to hear of it (proto.md, "Terminating the
-// handshake phase").
-func (c *conn) stop() {
+// stop is called when the server shuts down.
+func (c *conn) stop() { c.end(errShutdown) }
+
+// disconnect ends the connection because of why, at once or softly.
+func (c *conn) disconnect(why error, hard bool) {
+	why = fmt.Errorf("%w: %w", errEnded, why)
+	if hard {
+		c.abort(why)
+	} else {
+		c.end(why)
+	}
+}
+
+// end makes the reader stop at its next read, and bounds how long what is in
+// flight may take. A client that is still haggling has a moment to hear of it
+// (proto.md, "Terminating the handshake phase").
+func (c *conn) end(why error) {
 	c.mu.Lock()
-	c.stopping = true
+	if c.stopping == nil {
+		c.stopping = why
+	}
 	when := time.Now()
 	if c.haggling {
 		when = when.Add(stopGrace)
@@ -154,7 +169,7 @@ func (c *conn) stop() {
 	c.top.SetReadDeadline(when)
 	c.mu.Unlock()
 
-	t := time.AfterFunc(c.srv.limits.DrainTimeout, func() { c.abort(errShutdown) })
+	t := time.AfterFunc(c.srv.limits.DrainTimeout, func() { c.abort(why) })
 	context.AfterFunc(c.ctx, func() { t.Stop() })
 }
 
@@ -162,7 +177,7 @@ func (c *conn) stop() {
 func (c *conn) setReadDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.stopping {
+	if c.stopping == nil {
 		c.top.SetReadDeadline(t)
 	}
 }
@@ -192,8 +207,8 @@ func (c *conn) reason(err error) error {
 	switch {
 	case c.gaveUp && !stopped && !orderly(err):
 		return err // reading has failed by itself, and what failed sending with it
-	case c.stopping && isTimeout(err):
-		err = errShutdown
+	case c.stopping != nil && isTimeout(err):
+		err = c.stopping
 	}
 	c.cancel(err)
 	return context.Cause(c.ctx)

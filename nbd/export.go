@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"log/slog"
 	"net"
 )
 
@@ -54,12 +53,15 @@ type OpenInfo struct {
 	Name     string
 	ReadOnly bool
 	Client   Client
+	// Disconnect ends the connection because of why: at once, or softly, when
+	// the requests that were received have been answered.
+	Disconnect func(why error, hard bool)
 }
 
-// open opens e and finds out what it can do.
-func (e *Export) open(ctx context.Context, name string, c Client, log *slog.Logger) (a *Abilities, err error) {
-	err = protect(log, func() error {
-		b, err := e.Open(ctx, OpenInfo{Name: name, ReadOnly: e.ReadOnly, Client: c})
+// open opens e for c and finds out what it can do.
+func (e *Export) open(c *conn, name string) (a *Abilities, err error) {
+	err = protect(c.log, func() error {
+		b, err := e.Open(c.ctx, OpenInfo{Name: name, ReadOnly: e.ReadOnly, Client: c.client, Disconnect: c.disconnect})
 		if err != nil {
 			return err
 		}

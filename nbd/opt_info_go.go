@@ -70,7 +70,7 @@ func (n *negotiation) open(name string) (*session, error) {
 	if e.TLSOnly && !n.client.TLS {
 		return nil, errTLSOnly
 	}
-	a, err := e.open(n.ctx, name, n.client, n.log)
+	a, err := e.open(n.conn, name)
 	if err != nil {
 		return nil, n.hide(fmt.Errorf("opening it: %w", err))
 	}
@@ -89,7 +89,7 @@ func (n *negotiation) hide(err error) error {
 // refuseExport tells the client why it does not get an export, and the log a
 // little more.
 func (n *negotiation) refuseExport(opt wire.Option, name string, err error) error {
-	n.warn("an export was refused", "export", abridge(name), "option", opt, "reason", err)
+	n.warn("an export was refused", "export", abridge(name), "option", opt, "identity", identity(n.client), "reason", err)
 	switch {
 	case errors.Is(err, errTLSOnly) && n.offersTLS():
 		return n.refuse(opt, wire.RepErrTLSReqd, "send STARTTLS first")

@@ -29,7 +29,7 @@ var filePlugin = plugin.Plugin{
 		case isFile == isDir:
 			return nil, errors.New("either file= or dir= is needed")
 		case isFile:
-			return newFileSource(name, opts)
+			return newFileSource(name, opts, p.Lazy)
 		}
 		d, err := file.OpenDir(dir, opts)
 		if err != nil {
@@ -55,15 +55,18 @@ func fileOptions(p *plugin.Params) (file.Options, error) {
 	}, err
 }
 
-// newFileSource checks that there is something to export. The path is made
+// newFileSource checks that there is something to export, unless it may come
+// later. The path is made
 // absolute, as the program may change its directory before it opens the file.
-func newFileSource(name string, opts file.Options) (*plugin.Source, error) {
+func newFileSource(name string, opts file.Options, lazy bool) (*plugin.Source, error) {
 	path, err := filepath.Abs(name)
 	if err != nil {
 		return nil, err
 	}
-	if err := file.Check(path); err != nil {
-		return nil, err
+	if !lazy {
+		if err := file.Check(path); err != nil {
+			return nil, err
+		}
 	}
 	p := file.NewPath(path, opts)
 	return &plugin.Source{

@@ -36,8 +36,30 @@ func Listeners() ([]net.Listener, error) {
 	return all, nil
 }
 
+// Named is Listeners by the names that their units give them (FileDescriptorName=
+// in systemd.socket(5)).
+func Named() (map[string][]net.Listener, error) {
+	named, err := activation.ListenersWithNames()
+	if err != nil {
+		return nil, err
+	}
+	for name, all := range named {
+		for _, l := range all {
+			if l == nil {
+				return nil, fmt.Errorf("a file descriptor called %q was passed, but it is no listening stream socket", name)
+			}
+		}
+	}
+	return named, nil
+}
+
 // Ready says that clients can connect. Without systemd it does nothing.
 func Ready() { daemon.SdNotify(false, daemon.SdNotifyReady) }
 
 // Stopping says that the service is shutting down.
 func Stopping() { daemon.SdNotify(false, daemon.SdNotifyStopping) }
+
+// Reloading says that the configuration is being read again; Ready follows.
+func Reloading() {
+	daemon.SdNotify(false, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+}

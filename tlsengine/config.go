@@ -23,6 +23,8 @@ type Config struct {
 	// VerifyPeer refuses clients without a certificate issued by the CA and
 	// not revoked.
 	VerifyPeer bool
+	// MinTLS13 refuses TLS 1.2.
+	MinTLS13 bool
 
 	Options
 }
@@ -71,7 +73,7 @@ func load(c *Config) (*credentials, error) {
 		// Replies are long: a first kilobyte soon is worth nothing.
 		DynamicRecordSizingDisabled: true,
 	}
-	if c.KTLS == KTLSRequire {
+	if c.MinTLS13 || c.KTLS == KTLSRequire {
 		config.MinVersion = tls.VersionTLS13 // the records of 1.2 are crypto/tls's
 	}
 	cr := &credentials{config12: config, config13: config.Clone(), validity: Validity{Certificate: cert.Leaf.NotAfter}}

@@ -29,10 +29,13 @@ type options struct {
 	verbose, version       bool
 	tls, tlsCertificates   string
 	tlsVerifyPeer          bool
+	tlsMin13               bool
 	tlsRekeyAfter          size
 	ktls                   ktlsPolicy
 	certificateServer      *tlsengine.Server // what setTLS has made; nil without TLS
 	run                    string
+	config                 string
+	reload                 func() // the configuration; nil without one
 	exitWithParent, single bool
 	threads                int
 	timeout                duration
@@ -59,6 +62,9 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.ipv6, "ipv6-only", "6", false, "listen on IPv6 addresses only")
 	fs.StringVarP(&o.unix, "unix", "U", "", "listen on this Unix socket; - makes a private one")
 	fs.StringVarP(&o.exportname, "exportname", "e", "", o.exportnameHelp())
+	if !o.nbdkit {
+		fs.StringVar(&o.config, "config", "", "serve what this file says, instead of a plugin")
+	}
 	fs.StringArrayVar(&o.filters, "filter", nil, "put this filter before the plugin; the first one is the nearest to the client")
 	fs.BoolVarP(&o.readonly, "readonly", "r", false, "refuse every change")
 	fs.StringVar(&o.tls, "tls", o.tls, "off, on (clients choose) or require")
@@ -116,6 +122,9 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 			return fmt.Errorf("--%s is empty", name)
 		}
 	}
+	if o.config != "" {
+		return checkWithConfig(fs, args)
+	}
 	switch {
 	case len(args) == 0:
 		return fmt.Errorf("a plugin is needed; see %s --help", o.name)
@@ -143,6 +152,19 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 		o.unix = "-" // a captive server is private, as nbdkit's is since 1.36
 	}
 	return nil
+}
+
+// checkWithConfig reports what does not go with a configuration file.
+func checkWithConfig(fs *pflag.FlagSet, args []string) (err error) {
+	if len(args) > 0 {
+		return fmt.Errorf("%q does not go with --config: the file says what is exported", args[0])
+	}
+	fs.Visit(func(f *pflag.Flag) {
+		if !slices.Contains([]string{"config", "verbose", "pidfile", "foreground"}, f.Name) {
+			err = fmt.Errorf("--%s does not go with --config: the file says it", f.Name)
+		}
+	})
+	return err
 }
 
 // ktlsPolicy is a flag: auto, require or off.

@@ -45,13 +45,18 @@ func (o *options) listen(ctx context.Context) (*listeners, error) {
 		ls.close()
 		return nil, err
 	}
+	ls.prepare()
+	return ls, nil
+}
+
+// prepare makes what is accepted ready to be served.
+func (ls *listeners) prepare() {
 	for i, l := range ls.all {
 		if _, ok := l.Addr().(*net.TCPAddr); ok {
 			ls.all[i] = tunedListener{l}
 		}
 		ls.all[i] = streamListener{ls.all[i]}
 	}
-	return ls, nil
 }
 
 // listenTCP listens on every address of --ipaddr, on one port.

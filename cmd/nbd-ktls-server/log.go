@@ -30,5 +30,14 @@ func (o *options) newLog() *slog.Logger {
 	case o.nbdkit:
 		level = slog.LevelWarn
 	}
-	return slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: level}))
+	return newLogger("text", level)
+}
+
+// newLogger returns a log of a format: text or json.
+func newLogger(format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(logTo, opts))
+	}
+	return slog.New(slog.NewTextHandler(logTo, opts))
 }

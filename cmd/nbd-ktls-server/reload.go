@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"nbd-ktls-server/systemd"
 	"nbd-ktls-server/tlsengine"
 	"nbd-ktls-server/tlsengine/pki"
 )
@@ -21,15 +22,10 @@ const (
 	warnInterval = 24 * time.Hour
 )
 
-// watchCertificates reads the certificates again when they change, and on SIGHUP
-// unless that means that the terminal has been closed, until ctx ends. Connections go on with what they began with, unless the client
-// has been revoked.
-func watchCertificates(ctx context.Context, ts *tlsengine.Server, dir string, log *slog.Logger) {
-	hup := make(chan os.Signal, 1)
-	if !onTerminal() {
-		signal.Notify(hup, syscall.SIGHUP)
-		defer signal.Stop(hup)
-	}
+// watchCertificates reads the certificates again when they change, and when told
+// by again, until ctx ends. Connections go on with what they began with, unless
+// the client has been revoked.
+func watchCertificates(ctx context.Context, ts *tlsengine.Server, dir string, log *slog.Logger, again <-chan struct{}) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	warn := time.NewTicker(warnInterval)
@@ -43,7 +39,7 @@ func watchCertificates(ctx context.Context, ts *tlsengine.Server, dir string, lo
 		case <-warn.C:
 			checkValidity(ts, log)
 			continue
-		case <-hup:
+		case <-again:
 			last = fingerprint(dir)
 		case <-tick.C:
 			// Several files change one after the other: wait until they rest.
@@ -55,6 +51,33 @@ func watchCertificates(ctx context.Context, ts *tlsengine.Server, dir string, lo
 		}
 		used = last
 		reloadCertificates(ts, dir, log)
+	}
+}
+
+// hangups reads configuration and certificates again at each SIGHUP until ctx
+// ends, unless that means that the terminal has been closed.
+func (o *options) hangups(ctx context.Context, certificates chan<- struct{}) {
+	if onTerminal() {
+		return
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		systemd.Reloading()
+		if o.reload != nil {
+			o.reload()
+		}
+		select {
+		case certificates <- struct{}{}:
+		default: // told already, or there are none
+		}
+		systemd.Ready()
 	}
 }
 

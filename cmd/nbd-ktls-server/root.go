@@ -42,6 +42,9 @@ func newRoot(name string) *cobra.Command {
 			if err := o.check(cmd.Flags(), args); err != nil {
 				return err
 			}
+			if o.config != "" {
+				return o.serveConfig(cmd.Context())
+			}
 			return o.serve(cmd.Context(), args[0], args[1:])
 		},
 	}
@@ -50,7 +53,7 @@ func newRoot(name string) *cobra.Command {
 	if o.nbdkit {
 		cmd.SetHelpCommand(&cobra.Command{Hidden: true})
 	} else {
-		cmd.AddCommand(newPKI(), newQuickstart(), newProbe())
+		cmd.AddCommand(newPKI(), newQuickstart(), newProbe(), newCheckConfig())
 	}
 	return cmd
 }

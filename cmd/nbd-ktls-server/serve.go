@@ -104,9 +104,16 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 	for _, l := range ls.all {
 		g.Go(func() error { return srv.Serve(gctx, l) })
 	}
+	again := make(chan struct{}, 1)
 	if o.certificateServer != nil {
 		g.Go(func() error {
-			watchCertificates(gctx, o.certificateServer, o.tlsCertificates, log)
+			watchCertificates(gctx, o.certificateServer, o.tlsCertificates, log, again)
+			return nil
+		})
+	}
+	if o.certificateServer != nil || o.reload != nil {
+		g.Go(func() error {
+			o.hangups(gctx, again)
 			return nil
 		})
 	}

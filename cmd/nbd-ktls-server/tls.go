@@ -38,7 +38,7 @@ func (o *options) setTLS(s *nbd.Server, log *slog.Logger) error {
 	}
 	o.tlsCertificates = dir
 	ts, err := tlsengine.New(tlsengine.Config{
-		Dir: dir, VerifyPeer: o.tlsVerifyPeer,
+		Dir: dir, VerifyPeer: o.tlsVerifyPeer, MinTLS13: o.tlsMin13,
 		Options: tlsengine.Options{KTLS: tlsengine.KTLS(o.ktls), RekeyBytes: int64(o.tlsRekeyAfter)},
 	})
 	if err != nil {

@@ -104,7 +104,9 @@ func (s *Source) OnClose(f func() error) {
 type Host struct {
 	// ReadOnly says that the exports will not be written to.
 	ReadOnly bool
-	Log      *slog.Logger
+	// Lazy says that what is exported need not be there yet.
+	Lazy bool
+	Log  *slog.Logger
 	// Exit ends the server, softly, because of why.
 	Exit func(why string)
 }
