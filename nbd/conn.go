@@ -37,6 +37,7 @@ type conn struct {
 	top    net.Conn // raw, or the encrypted connection on it
 	client Client
 	log    *slog.Logger
+	begun  time.Time
 
 	// ctx is what exports see: it ends with the connection, not with the
 	// server, so that requests can finish while the server shuts down.
@@ -44,9 +45,10 @@ type conn struct {
 	cancel context.CancelCauseFunc
 
 	mu       sync.Mutex
-	stopping error // guarded by mu: why no more is to be read from the client
-	haggling bool  // guarded by mu: it has not chosen an export yet
-	gaveUp   bool  // guarded by mu: something could not be sent
+	stopping error    // guarded by mu: why no more is to be read from the client
+	haggling bool     // guarded by mu: it has not chosen an export yet
+	session  *session // guarded by mu: nil until it has chosen an export
+	gaveUp   bool     // guarded by mu: something could not be sent
 }
 
 // isStopping reports whether the server is shutting down.
@@ -57,9 +59,10 @@ func (c *conn) isStopping() bool {
 }
 
 // chosen ends the handshake phase.
-func (c *conn) chosen() {
+func (c *conn) chosen(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.session = s
 	c.haggling = false
 	if c.stopping != nil {
 		c.top.SetReadDeadline(time.Now())
@@ -67,7 +70,7 @@ func (c *conn) chosen() {
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
-	c := &conn{srv: s, raw: nc, top: nc, haggling: true, client: Client{Addr: nc.RemoteAddr()}}
+	c := &conn{srv: s, raw: nc, top: nc, begun: time.Now(), haggling: true, client: Client{Addr: nc.RemoteAddr()}}
 	c.log = s.log.With("client", addr(nc))
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return c
@@ -92,19 +95,18 @@ func (c *conn) giveUp(why error) {
 
 // serve runs the connection through its phases (proto.md, "Protocol phases").
 func (c *conn) serve(ctx context.Context, h *handshake) error {
+	defer c.srv.removeConn(c)
 	defer context.AfterFunc(ctx, c.stop)()
-	begun := time.Now()
-
 	defer h.leave() // after the lingering close, if nothing was ever chosen
 	sess, err := c.negotiate()
 	if err == nil {
 		h.leave()
-		c.chosen()
+		c.chosen(sess)
 		c.begin(sess)
 		err = sess.transmit()
 	}
 	err = c.reason(err)
-	c.report(err, sess, begun)
+	c.report(err, sess)
 	c.close()
 	if orderly(err) {
 		return nil
@@ -119,8 +121,8 @@ func (c *conn) begin(s *session) {
 }
 
 // report logs how the connection ended.
-func (c *conn) report(err error, s *session, begun time.Time) {
-	attrs := []any{"reason", err, "duration", time.Since(begun).Round(time.Millisecond), "identity", identity(c.client)}
+func (c *conn) report(err error, s *session) {
+	attrs := []any{"reason", err, "duration", time.Since(c.begun).Round(time.Millisecond), "identity", identity(c.client)}
 	if s != nil {
 		attrs = append(attrs, "export", s.export.Name)
 		attrs = append(attrs, s.stats.attrs()...)
@@ -131,6 +133,7 @@ func (c *conn) report(err error, s *session, begun time.Time) {
 	case orderly(err) || errors.Is(err, errShutdown) || errors.Is(err, errEnded):
 		c.log.Info("connection closed", attrs...)
 	case s == nil:
+		c.srv.failed.Add(1)
 		c.log.Warn("negotiation failed", attrs...)
 	default:
 		c.log.Warn("connection broken", attrs...)
@@ -189,8 +192,8 @@ func (c *conn) startTLS() error {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.top = tc
-	c.mu.Unlock()
 	c.client.TLS = true
 	if p, ok := tc.(interface{ PeerCertificates() []*x509.Certificate }); ok {
 		c.client.Certificates = p.PeerCertificates()

@@ -152,6 +152,7 @@ func (s *session) fail(req *request, err error) error {
 
 // logFailure logs the first failure of a connection; more of them are counted.
 func (s *session) logFailure(req *request, err error) {
+	req.failed = true
 	attrs := []any{
 		"command", req.Command, "offset", req.Offset, "length", req.Length,
 		"error", errnoOf(err), "reason", err,

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -46,8 +47,11 @@ type Server struct {
 	requests   *semaphore.Weighted
 	bytes      *semaphore.Weighted
 
-	mu    sync.Mutex
-	conns int
+	accepted, refused, failed atomic.Int64
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	traffic map[string]*traffic
 }
 
 // ErrForceTLS is returned by Serve if ForceTLS is set without StartTLS.
@@ -95,20 +99,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.log.Error("no more connections are accepted", "address", l.Addr(), "reason", err)
 			l.Close() // before waiting for those that there are
 			return err
-		case !s.addConn():
+		case s.full():
+			s.refused.Add(1)
 			s.log.Warn("connection refused", "client", addr(nc), "reason", "too many connections", "limit", s.limits.Connections)
 			nc.Close()
 			continue
 		}
 		c, h := s.enter(ctx, nc)
 		if h == nil {
-			s.removeConn()
 			return nil
 		}
-		wg.Go(func() {
-			defer s.removeConn()
-			c.serve(ctx, h)
-		})
+		wg.Go(func() { c.serve(ctx, h) })
 	}
 }
 
@@ -130,9 +131,11 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 // ctx has ended.
 func (s *Server) enter(ctx context.Context, nc net.Conn) (*conn, *handshake) {
 	c := s.newConn(ctx, nc)
+	s.addConn(c)
 	h := s.handshakes.enter(ctx, func() { c.abort(errEvicted) })
 	if h == nil {
 		c.abort(errShutdown)
+		s.removeConn(c)
 	}
 	return c, h
 }
@@ -154,20 +157,27 @@ func (s *Server) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 	}
 }
 
-func (s *Server) addConn() bool {
+// full reports whether there may be no more connections.
+func (s *Server) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conns >= s.limits.Connections {
-		return false
-	}
-	s.conns++
-	return true
+	return len(s.conns) >= s.limits.Connections
 }
 
-func (s *Server) removeConn() {
+func (s *Server) addConn(c *conn) {
+	s.accepted.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conns--
+	if s.conns == nil {
+		s.conns = make(map[*conn]struct{})
+	}
+	s.conns[c] = struct{}{}
+}
+
+func (s *Server) removeConn(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
 }
 
 func addr(nc net.Conn) string {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 
@@ -30,6 +29,7 @@ type session struct {
 	bytes   *semaphore.Weighted // their payloads
 	working sync.WaitGroup
 	stats   stats
+	traffic *traffic
 }
 
 // newSession begins to serve the export that the client called name.
@@ -47,6 +47,7 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 		slots:      semaphore.NewWeighted(int64(limits.Requests)),
 		bytes:      semaphore.NewWeighted(limits.Bytes),
 	}
+	s.traffic = n.srv.trafficOf(e.Name)
 	if fs, ok := n.top.(fileSender); ok && a.Section != nil {
 		s.streamFrom = int64(fs.StreamFrom())
 	}
@@ -81,18 +82,5 @@ func (a *Abilities) flags(style style, allocation bool) wire.TransmissionFlags {
 func (s *session) close() {
 	if err := protect(s.log, s.able.close); err != nil {
 		s.log.Warn("closing the export failed", "reason", err)
-	}
-}
-
-// stats counts what a session did, for the log.
-type stats struct {
-	requests, errors        atomic.Int64
-	bytesRead, bytesWritten atomic.Int64
-}
-
-func (st *stats) attrs() []any {
-	return []any{
-		"requests", st.requests.Load(), "errors", st.errors.Load(),
-		"read", st.bytesRead.Load(), "written", st.bytesWritten.Load(),
 	}
 }

@@ -51,7 +51,11 @@ func (s *session) stream(req *request, off, n int64, last bool) (handled bool, e
 	if err != nil || !handled {
 		return false, err
 	}
-	return s.replies.section(req, uint64(off), f, at, n, last, release)
+	handled, err = s.replies.section(req, uint64(off), f, at, n, last, release)
+	if handled && err == nil {
+		s.traffic.streamed.Add(n)
+	}
+	return handled, err
 }
 
 // section sends n bytes of f at at as the data of a READ that begin at offset,

@@ -16,6 +16,8 @@ type request struct {
 	wire.Request
 	payloadLen uint64  // bytes that follow it
 	payload    *buffer // those bytes
+	begun      time.Time
+	failed     bool
 	holds      [3]hold
 }
 
@@ -70,13 +72,16 @@ func (s *session) readRequest() (*request, error) {
 // before its payload is read: while the limits are reached nothing is read, and
 // the socket is the queue. It returns an error if the connection cannot go on.
 func (s *session) accept(req *request) error {
+	s.traffic.began(req)
 	if err := s.validate(req); err != nil {
+		defer s.traffic.finished(req)
 		if err := s.discardPayload(req); err != nil {
 			return err
 		}
 		return s.fail(req, err)
 	}
 	if s.readNow(req) {
+		s.traffic.finished(req)
 		return nil
 	}
 	err := s.reserve(req)
@@ -85,10 +90,12 @@ func (s *session) accept(req *request) error {
 	}
 	if err != nil {
 		s.release(req)
+		s.traffic.finished(req)
 		return err
 	}
 	s.working.Go(func() {
 		defer s.release(req)
+		defer s.traffic.finished(req)
 		s.handle(req)
 	})
 	return nil

@@ -30,6 +30,7 @@ type Conn struct {
 	updateOwed atomic.Bool
 	answering  sync.WaitGroup
 
+	counts *counts
 	closed func()                // called by Close; or nil
 	ended  atomic.Pointer[error] // why somebody has ended the connection
 
@@ -42,7 +43,7 @@ type Conn struct {
 // newConn takes over raw after the handshake, at the first record of each
 // direction.
 func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, error) {
-	c := &Conn{raw: raw, rekeyRecords: defaultRekeyRecords}
+	c := &Conn{raw: raw, counts: new(counts), rekeyRecords: defaultRekeyRecords}
 	c.in.suite, c.out.suite = su, su
 	if err := c.in.setSecret(client); err != nil {
 		return nil, err

@@ -48,6 +48,7 @@ func (c *Conn) handleKeyUpdate(request byte) error {
 	if err := c.in.update(); err != nil {
 		return err
 	}
+	c.counts.received.Add(1)
 	if request == updateRequested && c.updateOwed.CompareAndSwap(false, true) {
 		c.answering.Go(func() {
 			c.lockOut()

@@ -20,6 +20,7 @@ import (
 type Server struct {
 	config      Config
 	credentials atomic.Pointer[credentials]
+	counts      counts
 
 	mu   sync.Mutex
 	live map[session]bool // those whose client has a certificate
@@ -95,6 +96,15 @@ func (s *Server) unfollow(c session) {
 // has been sent an alert where there is one to send; closing conn is left to
 // the caller.
 func (s *Server) StartTLS(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	nc, err := s.handshake(ctx, conn)
+	s.counts.handshake(err)
+	if c, ok := nc.(interface{ State() State }); ok && err == nil {
+		s.counts.session(c.State())
+	}
+	return nc, err
+}
+
+func (s *Server) handshake(ctx context.Context, conn net.Conn) (net.Conn, error) {
 	// The handshake would end with ctx by closing conn, which boundaryConn does
 	// not do.
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
@@ -148,6 +158,7 @@ func (s *Server) takeOver(conn net.Conn, cr *credentials, cs tls.ConnectionState
 		return nil, err
 	}
 	c.state = newState(cs, "")
+	c.counts = &s.counts
 	if n := s.config.RekeyRecords; n > 0 {
 		c.rekeyRecords = max(n, minRekeyRecords)
 	}

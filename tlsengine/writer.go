@@ -172,6 +172,7 @@ func (c *Conn) sendKeyUpdate() error {
 	if err := c.sendRecord(typeHandshake, []byte{handshakeKeyUpdate, 0, 0, 1, updateNotRequested}); err != nil {
 		return c.breakOff(fmt.Errorf("tls: sending a KeyUpdate: %w", err))
 	}
+	c.counts.sent.Add(1)
 	c.out.bytes = 0
 	if err := c.out.update(); err != nil {
 		// The peer is waiting for the new key: not even an alert can be sent.

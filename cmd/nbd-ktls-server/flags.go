@@ -35,7 +35,9 @@ type options struct {
 	certificateServer      *tlsengine.Server // what setTLS has made; nil without TLS
 	run                    string
 	config                 string
-	reload                 func() // the configuration; nil without one
+	reload                 func() error // the configuration; nil without one
+	metrics                string
+	reloads                reloadCounts
 	exitWithParent, single bool
 	threads                int
 	timeout                duration
@@ -72,6 +74,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.tlsVerifyPeer, "tls-verify-peer", false, "refuse clients without a certificate of the same authority")
 	fs.Var(&o.tlsRekeyAfter, "tls-rekey-after", "change our key after sending so many bytes (default as many as the cipher is good for)")
 	fs.Var(&o.ktls, "ktls", "whether the kernel encrypts what is sent: auto, require or off; see 'probe'")
+	fs.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and a status page on this HOST:PORT or Unix socket")
 	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
 	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
 	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
@@ -160,7 +163,7 @@ func checkWithConfig(fs *pflag.FlagSet, args []string) (err error) {
 		return fmt.Errorf("%q does not go with --config: the file says what is exported", args[0])
 	}
 	fs.Visit(func(f *pflag.Flag) {
-		if !slices.Contains([]string{"config", "verbose", "pidfile", "foreground"}, f.Name) {
+		if !slices.Contains([]string{"config", "verbose", "pidfile", "foreground", "metrics"}, f.Name) {
 			err = fmt.Errorf("--%s does not go with --config: the file says it", f.Name)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -71,13 +72,24 @@ func (o *options) hangups(ctx context.Context, certificates chan<- struct{}) {
 		}
 		systemd.Reloading()
 		if o.reload != nil {
-			o.reload()
+			o.reloads.add(o.reload())
 		}
 		select {
 		case certificates <- struct{}{}:
 		default: // told already, or there are none
 		}
 		systemd.Ready()
+	}
+}
+
+// reloadCounts counts how often the configuration was read again.
+type reloadCounts struct{ done, failed atomic.Int64 }
+
+func (r *reloadCounts) add(err error) {
+	if err != nil {
+		r.failed.Add(1)
+	} else {
+		r.done.Add(1)
 	}
 }
 

@@ -53,7 +53,7 @@ func newRoot(name string) *cobra.Command {
 	if o.nbdkit {
 		cmd.SetHelpCommand(&cobra.Command{Hidden: true})
 	} else {
-		cmd.AddCommand(newPKI(), newQuickstart(), newProbe(), newCheckConfig())
+		cmd.AddCommand(newPKI(), newQuickstart(), newProbe(), newCheckConfig(), newStatus())
 	}
 	return cmd
 }

@@ -111,6 +111,17 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 			return nil
 		})
 	}
+	if o.metrics != "" {
+		m := &monitor{server: srv, tls: o.certificateServer, begun: time.Now(), reloads: &o.reloads}
+		if o.reload == nil {
+			m.reloads = nil
+		}
+		l, err := m.listen(ctx, o.metrics, log)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return m.serve(gctx, l) })
+	}
 	if o.certificateServer != nil || o.reload != nil {
 		g.Go(func() error {
 			o.hangups(gctx, again)

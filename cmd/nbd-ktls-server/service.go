@@ -71,6 +71,9 @@ func (o *options) take(c *config.Config) error {
 	}
 	o.tlsMin13 = c.TLS.MinimumVersion == "1.3"
 	o.tlsRekeyAfter = size(c.TLS.RekeyAfter.Bytes())
+	if c.Metrics != "" {
+		o.metrics = c.Metrics
+	}
 	if c.TLS.KTLS == "" {
 		return nil
 	}
@@ -157,13 +160,14 @@ func (ls *listeners) add(ctx context.Context, where config.Listen, activated map
 }
 
 // reload reads the file again. If it cannot be used everything stays as it is.
-func (s *service) reload() {
+func (s *service) reload() error {
 	err := s.tryReload()
 	if err != nil {
 		s.log.Error("the configuration was not changed", "file", s.file, "reason", err)
-		return
+	} else {
+		s.log.Info("configuration read again", "file", s.file, "exports", len(s.config.Exports))
 	}
-	s.log.Info("configuration read again", "file", s.file, "exports", len(s.config.Exports))
+	return err
 }
 
 func (s *service) tryReload() error {
