@@ -49,8 +49,9 @@ func TestMetrics(t *testing.T) {
 	stranger.Expect(wire.RepErrTLSReqd, wire.OptList)
 	stranger.Close()
 
-	// A request is counted when it has been answered, a moment after that.
-	for srv.Traffic()[0].InFlight > 0 {
+	// A request is counted when it has been answered, a moment after that;
+	// and the server learns a moment later that a client has gone.
+	for srv.Traffic()[0].InFlight > 0 || len(srv.Connections()) > 1 {
 		time.Sleep(time.Millisecond)
 	}
 	get := func(path string) string {
