@@ -28,6 +28,8 @@ type Backend interface {
 type Abilities struct {
 	// Size of the export.
 	Size int64
+	// Description is for people; "": that of the [Export].
+	Description string
 
 	// ReadAt fills p from off: fewer bytes are an error.
 	ReadAt func(p []byte, off int64) (int, error)
@@ -66,6 +68,9 @@ type Abilities struct {
 	// Close is called once, when nothing else is going on any more.
 	Close func() error
 
+	// SlowZero says that Zero is never faster than writing zeroes: clients are
+	// told that it does not help to ask for that.
+	SlowZero bool
 	// MultiConn says that Sync on one connection covers the writes answered on
 	// all others (proto.md, NBD_FLAG_CAN_MULTI_CONN).
 	MultiConn bool

@@ -52,8 +52,8 @@ func (s *session) infos(req *wire.InfoRequest) [][]byte {
 	if req.Wants(wire.InfoName) {
 		infos = append(infos, wire.AppendTextInfo(nil, wire.InfoName, s.export.Name))
 	}
-	if req.Wants(wire.InfoDescription) && s.export.Description != "" {
-		infos = append(infos, wire.AppendTextInfo(nil, wire.InfoDescription, s.export.Description))
+	if req.Wants(wire.InfoDescription) && s.description() != "" {
+		infos = append(infos, wire.AppendTextInfo(nil, wire.InfoDescription, s.description()))
 	}
 	return infos
 }

@@ -55,6 +55,14 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 	return s
 }
 
+// description is what people are told about the export.
+func (s *session) description() string {
+	if s.able.Description != "" {
+		return s.able.Description
+	}
+	return s.export.Description
+}
+
 // flags computes the transmission flags (proto.md, "Transmission flags").
 func (a *Abilities) flags(style style, allocation bool) wire.TransmissionFlags {
 	f := wire.FlagHasFlags
@@ -66,11 +74,11 @@ func (a *Abilities) flags(style style, allocation bool) wire.TransmissionFlags {
 	writable := a.WriteAt != nil
 	set(wire.FlagReadOnly, !writable)
 	set(wire.FlagSendFlush, a.Sync != nil)
-	set(wire.FlagSendFUA, a.Sync != nil)
+	set(wire.FlagSendFUA, writable && a.Sync != nil)
 	set(wire.FlagRotational, a.Rotational)
 	set(wire.FlagSendTrim, writable && a.Trim != nil)
 	set(wire.FlagSendWriteZeroes, writable)
-	set(wire.FlagSendFastZero, writable && a.Zero != nil)
+	set(wire.FlagSendFastZero, writable && !a.SlowZero)
 	set(wire.FlagSendDF, style != simple)
 	set(wire.FlagCanMultiConn, a.MultiConn || !writable)
 	set(wire.FlagSendCache, a.Cache != nil)

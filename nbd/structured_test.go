@@ -243,7 +243,7 @@ func TestX15FastZero(t *testing.T) {
 		t.Errorf("without the flag: %v", errno)
 	}
 	// Not offered, it is refused.
-	c = serve(t, edited(func(a *nbd.Abilities) { a.Zero = nil })).structured(t, false)
+	c = serve(t, edited(func(a *nbd.Abilities) { a.SlowZero = true })).structured(t, false)
 	if errno, _, _ := ask(c, wire.CmdWriteZeroes, wire.CmdFlagFastZero, 0, 4096)[0].Error(); errno != wire.EINVAL {
 		t.Errorf("where it was not offered: %v", errno)
 	}

@@ -26,7 +26,17 @@ type request struct {
 // "Transmission"). It returns when the last one has been answered.
 func (s *session) transmit() error {
 	defer s.close()
-	defer s.working.Wait()
+	err := s.readRequests()
+	// Whoever asked may have gone, and a backend that waits for something must
+	// not wait for ever.
+	t := time.AfterFunc(s.conn.srv.limits.DrainTimeout, func() { s.conn.cancel(err) })
+	defer t.Stop()
+	s.working.Wait()
+	return err
+}
+
+// readRequests reads until there are no more.
+func (s *session) readRequests() error {
 	for {
 		req, err := s.readRequest()
 		if err != nil {

@@ -6,12 +6,21 @@ import (
 	"slices"
 	"strings"
 
+	"nbd-ktls-server/plugins/eval"
 	"nbd-ktls-server/plugins/plugin"
+	"nbd-ktls-server/plugins/sh"
 )
 
 // All is every plugin there is.
 func All() []plugin.Plugin {
-	return []plugin.Plugin{filePlugin, memoryPlugin, nullPlugin, patternPlugin}
+	return []plugin.Plugin{
+		eval.Plugin,
+		filePlugin,
+		memoryPlugin,
+		nullPlugin,
+		patternPlugin,
+		sh.Plugin,
+	}
 }
 
 // Filters is every filter there is.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strconv"
@@ -54,8 +55,12 @@ func (o *options) serve(ctx context.Context, name string, args []string) error {
 // newSource makes what is to be exported of a plugin's name and parameters. exit
 // ends the server.
 func (o *options) newSource(name string, args []string, log *slog.Logger, exit func()) (*plugin.Source, error) {
+	var stdin io.Reader = os.Stdin
+	if o.single {
+		stdin = nil
+	}
 	return plugins.Configure(name, o.filters, args, plugin.Host{
-		ReadOnly: o.readonly, Log: log,
+		ReadOnly: o.readonly, Log: log, Stdin: stdin,
 		Exit: func(why string) {
 			log.Info("the server ends", "reason", why)
 			exit()

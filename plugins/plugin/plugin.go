@@ -6,6 +6,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 
@@ -107,6 +108,8 @@ type Host struct {
 	// Lazy says that what is exported need not be there yet.
 	Lazy bool
 	Log  *slog.Logger
+	// Stdin is the standard input, if a plugin may read it; else nil.
+	Stdin io.Reader
 	// Exit ends the server, softly, because of why.
 	Exit func(why string)
 }
