@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"nbd-ktls-server/plugins/eval"
+	"nbd-ktls-server/plugins/filters"
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/sh"
 )
@@ -24,7 +25,7 @@ func All() []plugin.Plugin {
 }
 
 // Filters is every filter there is.
-func Filters() []plugin.Filter { return nil }
+func Filters() []plugin.Filter { return filters.All() }
 
 // Find returns the plugin called name.
 func Find(name string) (plugin.Plugin, error) {

@@ -130,6 +130,9 @@ func (f *File) ReadNow(p []byte, off int64) int {
 	return n
 }
 
+// Section says where n bytes at off are in the file: there.
+func (f *File) Section(off, _ int64) (*os.File, int64, bool) { return f.f, off, true }
+
 // WriteAt is pwrite(2).
 func (f *File) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
 
@@ -243,7 +246,7 @@ func ignoreUnsupported(err error) error {
 // it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
 	a.ReadNow = f.ReadNow
-	a.Section = func(off, _ int64) (*os.File, int64, bool) { return f.f, off, true }
+	a.Section = f.Section
 	a.Trim = f.Trim
 	a.Zero = f.Zero
 	a.Hole = f.Hole

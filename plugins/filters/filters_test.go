@@ -1,0 +1,499 @@
+package filters
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nbd-ktls-server/backends/backendtest"
+	"nbd-ktls-server/backends/file"
+	"nbd-ktls-server/backends/memory"
+	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/plugins/plugin"
+)
+
+// over makes a source of b below filters, given as on a command line.
+func over(t testing.TB, open func(nbd.OpenInfo) (nbd.Backend, error), names string, args ...string) (*plugin.Source, error) {
+	t.Helper()
+	base := plugin.Plugin{Name: "base", Configure: func(*plugin.Params) (*plugin.Source, error) {
+		return &plugin.Source{Open: func(_ context.Context, info nbd.OpenInfo) (nbd.Backend, error) { return open(info) }}, nil
+	}}
+	var fs []plugin.Filter
+	for _, name := range strings.Fields(names) {
+		i := slices.IndexFunc(All(), func(f plugin.Filter) bool { return f.Name == name })
+		if i < 0 {
+			t.Fatalf("no filter %s", name)
+		}
+		fs = append(fs, All()[i])
+	}
+	s, err := plugin.Configure(base, fs, args, plugin.Host{Exit: func(string) {}})
+	if err == nil && s.Close != nil {
+		t.Cleanup(func() { s.Close() })
+	}
+	return s, err
+}
+
+func must(t testing.TB, b nbd.Backend, names string, args ...string) *plugin.Source {
+	t.Helper()
+	s, err := over(t, func(nbd.OpenInfo) (nbd.Backend, error) { return b, nil }, names, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func open(t testing.TB, s *plugin.Source, info nbd.OpenInfo) *nbd.Abilities {
+	t.Helper()
+	b, err := s.Open(t.Context(), info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := nbd.Resolve(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestBackends: a disk behind a filter is still a disk.
+func TestBackends(t *testing.T) {
+	flag.Set("rapid.checks", "15") // most of it is memory's, which has been tested
+	log := filepath.Join(t.TempDir(), "log")
+	for _, test := range []struct {
+		filters, args string
+		size          int64 // below
+	}{
+		{"offset", "offset=64K", backendtest.Size + 64<<10},
+		{"offset", "offset=128K range=1053184", 2 << 20},
+		{"truncate", "truncate=1053184", 2 << 20},
+		{"truncate", "round-down=512", backendtest.Size + 511},
+		{"cow", "", backendtest.Size},
+		{"delay error rate log limit protect", "error-rate=0 rdelay=0 protect=2T-3T limit=0 logfile=" + log, backendtest.Size},
+		{"nozero", "", backendtest.Size},
+		{"nozero", "zeromode=notrim fastzeromode=slow", backendtest.Size},
+		{"fua nocache", "fuamode=force cachemode=emulate", backendtest.Size},
+		{"noextents multi-conn rotational", "multi-conn-mode=disable", backendtest.Size},
+	} {
+		t.Run(test.filters+" "+test.args, func(t *testing.T) {
+			backendtest.Run(t, func(t testing.TB) nbd.Backend {
+				s := must(t, memory.New(test.size), test.filters, strings.Fields(test.args)...)
+				b, err := s.Open(t.Context(), nbd.OpenInfo{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
+			})
+		})
+	}
+}
+
+func TestWrongParameters(t *testing.T) {
+	for _, test := range []struct{ filter, args, want string }{
+		{"offset", "", "offset= or range= is needed"},
+		{"offset", "offset=x", "is not a size"},
+		{"truncate", "round-up=0", "must be positive"},
+		{"partition", "", "counts from 1"},
+		{"partition", "partition=1 partition-sectorsize=100", "512 or 4096"},
+		{"protect", "", "protect= is needed"},
+		{"protect", "protect=9-8", "ends before it begins"},
+		{"error", "error=EFUN", "must be one of"},
+		{"error", "error-rate=200%", "from 0%"},
+		{"error", "error-pread-rate=NaN", "from 0%"},
+		{"ip", "allow=here", "is none of"},
+		{"ip", "deny=1.2.3.4-1.2.3.3", "no range"},
+		{"log", "", "logfile= is needed"},
+		{"cow", "x=y", `there is no parameter "x"`},
+		{"delay", "rdelay=soon", "is not a time"},
+		{"nozero", "zeromode=x", "must be one of"},
+	} {
+		_, err := over(t, nil, test.filter, strings.Fields(test.args)...)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s %s: %v, want %q", test.filter, test.args, err, test.want)
+		}
+	}
+}
+
+// TestSectionSurvives: what only moves, counts, delays or looks at requests lets
+// files be sent without being read.
+func TestSectionSurvives(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		filters, args string
+		at            int64 // where the byte 4096 is
+	}{
+		{"offset", "offset=512", 4608},
+		{"truncate", "truncate=2M", 4096},
+		{"delay error rate limit protect fua nozero nocache noextents multi-conn rotational readonly exitlast time-limit tls-fallback ip exportname", "rate=1G protect=0-1", 4096},
+		{"cow", "", 4096},
+	} {
+		f, err := file.Open(path, file.Options{NoLocking: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		info := nbd.OpenInfo{Client: nbd.Client{TLS: true}}
+		a := open(t, must(t, f, test.filters, strings.Fields(test.args)...), info)
+		if a.Section == nil {
+			t.Errorf("%s: no Section", test.filters)
+		} else if _, at, ok := a.Section(4096, 512); !ok || at != test.at {
+			t.Errorf("%s: at %d, %v", test.filters, at, ok)
+		}
+		if a.Close != nil {
+			a.Close()
+		}
+	}
+}
+
+// TestCow: what is below stays as it is; connections to an export share its
+// changes, and exports do not.
+func TestCow(t *testing.T) {
+	disks := map[string]*memory.Disk{"a": memory.New(1 << 20), "b": memory.New(1 << 20)}
+	for name, d := range disks {
+		d.WriteAt([]byte(strings.Repeat(name, 4096)), 0)
+	}
+	s, err := over(t, func(info nbd.OpenInfo) (nbd.Backend, error) { return disks[info.Name], nil }, "cow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second, other := open(t, s, nbd.OpenInfo{Name: "a"}), open(t, s, nbd.OpenInfo{Name: "a"}), open(t, s, nbd.OpenInfo{Name: "b"})
+	if _, err := first.WriteAt([]byte("new"), 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		a    *nbd.Abilities
+		want string
+	}{{first, "anewa"}, {second, "anewa"}, {other, "bbbbb"}} {
+		p := make([]byte, 5)
+		if _, err := test.a.ReadAt(p, 0); err != nil || string(p) != test.want {
+			t.Errorf("%q, %v, want %q", p, err, test.want)
+		}
+	}
+	p := make([]byte, 5)
+	if disks["a"].ReadAt(p, 0); string(p) != "aaaaa" {
+		t.Errorf("below is %q", p)
+	}
+	if _, _, ok := first.Section(0, 64<<10); !ok {
+		t.Error("a range that is all in the file of changes is not streamed")
+	}
+	if _, _, ok := first.Section(60<<10, 8<<10); ok {
+		t.Error("a range on both sides is")
+	}
+}
+
+func TestExtend(t *testing.T) {
+	d := memory.New(1000)
+	a := open(t, must(t, d, "truncate", "round-up=4096"), nbd.OpenInfo{})
+	if a.Size != 4096 {
+		t.Fatalf("%d bytes", a.Size)
+	}
+	if n, err := a.WriteAt(append(bytes.Repeat([]byte{1}, 1000), make([]byte, 24)...), 0); n != 1024 || err != nil {
+		t.Errorf("zeroes behind the end: %d %v", n, err)
+	}
+	if _, err := a.WriteAt([]byte{0, 1}, 999); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("others: %v", err)
+	}
+	p := bytes.Repeat([]byte{9}, 100)
+	if n, err := a.ReadAt(p, 950); n != 100 || err != nil || !bytes.Equal(p, append(bytes.Repeat([]byte{1}, 50), make([]byte, 50)...)) {
+		t.Errorf("%d %v %x", n, err, p)
+	}
+	if hole, n := a.Hole(1000, 3096); !hole || n != 3096 {
+		t.Errorf("behind the end: %v %d", hole, n)
+	}
+}
+
+func TestProtect(t *testing.T) {
+	d := memory.New(1 << 20)
+	d.WriteAt([]byte("0123456789"), 0)
+	a := open(t, must(t, d, "protect", "protect=2-4", "protect=~0-64K"), nbd.OpenInfo{})
+	for _, test := range []struct {
+		data    string
+		off     int64
+		allowed bool
+	}{
+		{"ab", 0, true},
+		{"ab2", 0, true},
+		{"abX", 0, false},
+		{"4x", 4, true},
+		{"X", 4, false},
+		{"x", 9, true},
+		{"x", 65537, false},
+		{"\x00", 65537, true},
+		{"xy", 65536, false},
+	} {
+		if _, err := a.WriteAt([]byte(test.data), test.off); (err == nil) != test.allowed || err != nil && !errors.Is(err, syscall.EPERM) {
+			t.Errorf("%q at %d: %v", test.data, test.off, err)
+		}
+	}
+	if err := a.Trim(0, 3); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("trim: %v", err)
+	}
+	if err := a.Zero(100, 1<<19, 0); err != nil {
+		t.Errorf("zeroing what is zero: %v", err)
+	}
+	if err := a.Zero(0, 5, 0); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("zero: %v", err)
+	}
+}
+
+// mbrDisk is a disk with two primary partitions and two logical ones.
+func mbrDisk() *memory.Disk {
+	d := memory.New(4 << 20)
+	record := func(at int64, entries ...[3]uint32) {
+		b := make([]byte, 512)
+		for i, e := range entries {
+			b[446+16*i+4] = byte(e[0])
+			binary.LittleEndian.PutUint32(b[446+16*i+8:], e[1])
+			binary.LittleEndian.PutUint32(b[446+16*i+12:], e[2])
+		}
+		b[510], b[511] = 0x55, 0xaa
+		d.WriteAt(b, at*512)
+	}
+	record(0, [3]uint32{0x83, 10, 20}, [3]uint32{0x83, 100, 8100}, [3]uint32{0x05, 1000, 2000})
+	record(1000, [3]uint32{0x83, 1, 50}, [3]uint32{0x05, 100, 100})
+	record(1100, [3]uint32{0x83, 2, 60}, [3]uint32{0x05, 0x7fffffff, 1}) // goes on nowhere
+	for _, sector := range []int64{10, 1001, 1102} {
+		d.WriteAt([]byte{byte(sector)}, sector*512)
+	}
+	return d
+}
+
+func gptDisk() *memory.Disk {
+	d := memory.New(4 << 20)
+	b := make([]byte, 512)
+	b[510], b[511] = 0x55, 0xaa
+	d.WriteAt(b, 0)
+	h := make([]byte, 512)
+	copy(h, "EFI PART")
+	binary.LittleEndian.PutUint64(h[72:], 2)
+	binary.LittleEndian.PutUint32(h[80:], 128)
+	binary.LittleEndian.PutUint32(h[84:], 128)
+	d.WriteAt(h, 512)
+	e := make([]byte, 256)
+	e[0] = 1
+	binary.LittleEndian.PutUint64(e[32:], 40)
+	binary.LittleEndian.PutUint64(e[40:], 49)
+	e[128] = 1
+	binary.LittleEndian.PutUint64(e[128+32:], 50)
+	binary.LittleEndian.PutUint64(e[128+40:], 1<<40)
+	d.WriteAt(e, 1024)
+	d.WriteAt([]byte{40}, 40*512)
+	return d
+}
+
+func TestPartition(t *testing.T) {
+	for _, test := range []struct {
+		disk   *memory.Disk
+		number string
+		size   int64
+		first  byte
+		wrong  string
+	}{
+		{disk: mbrDisk(), number: "1", size: 20 * 512, first: 10},
+		{disk: mbrDisk(), number: "2", wrong: "not within the disk"},
+		{disk: mbrDisk(), number: "3", wrong: "extended"},
+		{disk: mbrDisk(), number: "4", wrong: "no partition 4"},
+		{disk: mbrDisk(), number: "5", size: 50 * 512, first: byte(1001 & 0xff)},
+		{disk: mbrDisk(), number: "6", size: 60 * 512, first: byte(1102 & 0xff)},
+		{disk: mbrDisk(), number: "7", wrong: "beyond the end"},
+		{disk: gptDisk(), number: "1", size: 10 * 512, first: 40},
+		{disk: gptDisk(), number: "2", wrong: "not within the disk"},
+		{disk: gptDisk(), number: "3", wrong: "no partition 3"},
+		{disk: gptDisk(), number: "129", wrong: "128 entries"},
+		{disk: memory.New(1 << 20), number: "1", wrong: "no partition table"},
+		{disk: memory.New(100), number: "1", wrong: "beyond the end"},
+	} {
+		b, err := must(t, test.disk, "partition", "partition="+test.number).Open(t.Context(), nbd.OpenInfo{})
+		if test.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), test.wrong) {
+				t.Errorf("partition %s: %v, want %q", test.number, err, test.wrong)
+			}
+			continue
+		} else if err != nil {
+			t.Errorf("partition %s: %v", test.number, err)
+			continue
+		}
+		size, _ := b.Size()
+		p := make([]byte, 1)
+		if b.ReadAt(p, 0); size != test.size || p[0] != test.first {
+			t.Errorf("partition %s: %d bytes, first %d", test.number, size, p[0])
+		}
+	}
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := open(t, must(t, memory.New(1<<20), "rate", "rate=8K"), nbd.OpenInfo{}) // 1 KiB a second, 2 KiB at once
+		start := time.Now()
+		p := make([]byte, 1024)
+		for range 10 {
+			a.ReadAt(p, 0)
+		}
+		if took := time.Since(start).Round(time.Millisecond); took != 8*time.Second {
+			t.Errorf("10 KiB took %v", took)
+		}
+		start = time.Now()
+		a.WriteAt(make([]byte, 4096), 0) // has a bucket of its own
+		if took := time.Since(start).Round(time.Millisecond); took != 2*time.Second {
+			t.Errorf("4 KiB took %v", took)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		gone := errors.New("gone")
+		cancel(gone)
+		if err := newBucket(8, time.Second).take(ctx, 100); !errors.Is(err, gone) {
+			t.Errorf("with nobody waiting: %v", err)
+		}
+	})
+}
+
+func TestDelayAndErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := open(t, must(t, memory.New(1<<20), "delay", "rdelay=2", "delay-write=50ms"), nbd.OpenInfo{})
+		start := time.Now()
+		a.ReadAt(make([]byte, 1), 0)
+		a.WriteAt(make([]byte, 1), 0)
+		if took := time.Since(start); took != 2050*time.Millisecond {
+			t.Errorf("%v", took)
+		}
+	})
+	flag := filepath.Join(t.TempDir(), "flag")
+	a := open(t, must(t, memory.New(1<<20), "error", "error=ENOSPC", "error-pwrite-rate=100%", "error-pread=EPERM", "error-pread-rate=1", "error-pread-file="+flag), nbd.OpenInfo{})
+	if _, err := a.WriteAt(make([]byte, 1), 0); !errors.Is(err, syscall.ENOSPC) {
+		t.Error(err)
+	}
+	if _, err := a.ReadAt(make([]byte, 1), 0); err != nil {
+		t.Error(err)
+	}
+	os.WriteFile(flag, nil, 0o600)
+	if _, err := a.ReadAt(make([]byte, 1), 0); !errors.Is(err, syscall.EPERM) {
+		t.Error(err)
+	}
+}
+
+func TestClients(t *testing.T) {
+	v4 := nbd.Client{Addr: &net.TCPAddr{IP: net.ParseIP("192.0.2.7")}}
+	v6 := nbd.Client{Addr: &net.TCPAddr{IP: net.ParseIP("2001:db8::7")}}
+	local := nbd.Client{Addr: &net.UnixAddr{Name: "@"}}
+	known := nbd.Client{Addr: v4.Addr, Certificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "vm"}}}}
+	for _, test := range []struct {
+		args string
+		c    nbd.Client
+		in   bool
+	}{
+		{"", v4, true},
+		{"deny=all", v4, false},
+		{"deny=all", local, false},
+		{"deny=allipv4", v6, true},
+		{"deny=allipv6", v6, false},
+		{"allow=192.0.2.0/24 deny=all", v4, true},
+		{"allow=192.0.2.1-192.0.2.6,192.0.2.8 deny=all", v4, false},
+		{"allow=192.0.2.1-192.0.2.7 deny=all", v4, true},
+		{"allow=2001:db8::/32 deny=all", v6, true},
+		{"allow=dn:CN=vm deny=all", known, true},
+		{"allow=dn:CN=vm deny=all", v4, false},
+	} {
+		_, err := must(t, memory.New(512), "ip", strings.Fields(test.args)...).Open(t.Context(), nbd.OpenInfo{Client: test.c})
+		if (err == nil) != test.in || err != nil && !errors.Is(err, nbd.ErrNoExport) {
+			t.Errorf("%s, %v: %v", test.args, test.c.Addr, err)
+		}
+	}
+
+	s := must(t, memory.New(512), "limit", "limit=1")
+	a := open(t, s, nbd.OpenInfo{})
+	if _, err := s.Open(t.Context(), nbd.OpenInfo{}); err == nil {
+		t.Error("one more than there may be")
+	}
+	a.Close()
+	open(t, s, nbd.OpenInfo{})
+
+	s = must(t, memory.New(512), "tls-fallback", "tlsreadme=hello")
+	p := make([]byte, 6)
+	if a := open(t, s, nbd.OpenInfo{}); a.Size != 512 || a.WriteAt != nil {
+		t.Errorf("the placeholder has %d bytes", a.Size)
+	} else if a.ReadAt(p, 0); string(p) != "hello\x00" {
+		t.Errorf("%q", p)
+	}
+	if a := open(t, s, nbd.OpenInfo{Client: nbd.Client{TLS: true}}); a.WriteAt == nil {
+		t.Error("with TLS it is not the disk")
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		var why error
+		a := open(t, must(t, memory.New(512), "time-limit", "time-limit=5"), nbd.OpenInfo{Disconnect: func(err error, _ bool) { why = err }})
+		time.Sleep(6 * time.Second)
+		if a.Close(); why == nil {
+			t.Error("the connection goes on")
+		}
+	})
+}
+
+func TestExitLast(t *testing.T) {
+	exited := 0
+	base := plugin.Plugin{Name: "base", Configure: func(*plugin.Params) (*plugin.Source, error) { return plugin.Single(memory.New(512)), nil }}
+	s, err := plugin.Configure(base, []plugin.Filter{exitLastFilter}, nil, plugin.Host{Exit: func(string) { exited++ }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := open(t, s, nbd.OpenInfo{}), open(t, s, nbd.OpenInfo{})
+	if a.Close(); exited != 0 {
+		t.Error("the first was not the last")
+	}
+	if b.Close(); exited != 1 {
+		t.Error("it has not ended")
+	}
+}
+
+func TestExportName(t *testing.T) {
+	s := must(t, memory.New(512), "exportname", "default-export=x", "exportname-list=explicit", "exportname=x", "exportname=y", "exportname-strict=true", "exportdesc=fixed:about it")
+	entries, err := s.List(t.Context(), nbd.Client{})
+	if err != nil || !slices.Equal(entries, []plugin.Entry{{Name: "x"}, {Name: "y"}}) {
+		t.Errorf("%v %v", entries, err)
+	}
+	if name, err := s.Default(t.Context(), nbd.Client{}); name != "x" || err != nil {
+		t.Errorf("%q %v", name, err)
+	}
+	if err := s.Check(t.Context(), nbd.Client{}, "z"); !errors.Is(err, nbd.ErrNoExport) {
+		t.Error(err)
+	}
+	if a := open(t, s, nbd.OpenInfo{}); a.Description != "about it" {
+		t.Errorf("%q", a.Description)
+	}
+}
+
+func TestLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	a := open(t, must(t, memory.New(1<<20), "log error", "logfile="+path, "error-pwrite-rate=1"), nbd.OpenInfo{Name: "disk"})
+	a.ReadAt(make([]byte, 512), 1024)
+	a.WriteAt(make([]byte, 16), 0)
+	a.Close()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`connection=1 Connect export="disk" tls=0 size=0x100000 write=1`,
+		"connection=1 Read id=1 offset=0x400 count=0x200 ...\n",
+		"connection=1 ...Read id=1 return=0\n",
+		"connection=1 Write id=2 offset=0x0 count=0x10 fua=0 ...\n",
+		"connection=1 ...Write id=2 return=-1 error=",
+		"connection=1 Disconnect transactions=2\n",
+	} {
+		if !strings.Contains(string(b), line) {
+			t.Errorf("%q is not in the log:\n%s", line, b)
+		}
+	}
+}
