@@ -68,6 +68,8 @@ type Abilities struct {
 	// Close is called once, when nothing else is going on any more.
 	Close func() error
 
+	// NoZero withholds WRITE_ZEROES: clients write zeroes themselves.
+	NoZero bool
 	// SlowZero says that Zero is never faster than writing zeroes: clients are
 	// told that it does not help to ask for that.
 	SlowZero bool

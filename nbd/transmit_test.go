@@ -76,6 +76,7 @@ func TestX1FlagsFollowAbilities(t *testing.T) {
 		{"everything", func(*nbd.Abilities) {}, everything},
 		{"no trim", func(a *nbd.Abilities) { a.Trim = nil }, everything &^ wire.FlagSendTrim},
 		{"no zero", func(a *nbd.Abilities) { a.Zero = nil }, everything}, // it fails fast
+		{"withheld zero", func(a *nbd.Abilities) { a.NoZero = true }, everything &^ (wire.FlagSendWriteZeroes | wire.FlagSendFastZero)},
 		{"slow zero", func(a *nbd.Abilities) { a.SlowZero = true }, everything &^ wire.FlagSendFastZero},
 		{"no cache", func(a *nbd.Abilities) { a.Cache = nil }, everything &^ wire.FlagSendCache},
 		{"no sync", func(a *nbd.Abilities) { a.Sync, a.MultiConn = nil, false }, everything &^ (wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagCanMultiConn)},

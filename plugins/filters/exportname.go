@@ -60,6 +60,15 @@ func (e *exportNames) edit(s *plugin.Source) {
 			a.Description = text
 			return nil
 		})
+		if list := s.List; list != nil {
+			s.List = func(ctx context.Context, c nbd.Client) ([]plugin.Entry, error) {
+				entries, err := list(ctx, c)
+				for i := range entries {
+					entries[i].Description = text
+				}
+				return entries, err
+			}
+		}
 	}
 }
 

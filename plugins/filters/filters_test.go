@@ -81,7 +81,7 @@ func TestBackends(t *testing.T) {
 		{"truncate", "truncate=1053184", 2 << 20},
 		{"truncate", "round-down=512", backendtest.Size + 511},
 		{"cow", "", backendtest.Size},
-		{"delay error rate log limit protect", "error-rate=0 rdelay=0 protect=2T-3T limit=0 logfile=" + log, backendtest.Size},
+		{"delay error rate log limit protect", "error-rate=0 rdelay=0 protect=2000000000- limit=0 logfile=" + log, backendtest.Size},
 		{"nozero", "", backendtest.Size},
 		{"nozero", "zeromode=notrim fastzeromode=slow", backendtest.Size},
 		{"fua nocache", "fuamode=force cachemode=emulate", backendtest.Size},
@@ -219,7 +219,7 @@ func TestExtend(t *testing.T) {
 func TestProtect(t *testing.T) {
 	d := memory.New(1 << 20)
 	d.WriteAt([]byte("0123456789"), 0)
-	a := open(t, must(t, d, "protect", "protect=2-4", "protect=~0-64K"), nbd.OpenInfo{})
+	a := open(t, must(t, d, "protect", "protect=2-4", "protect=~0-0x10000"), nbd.OpenInfo{})
 	for _, test := range []struct {
 		data    string
 		off     int64
@@ -460,7 +460,7 @@ func TestExitLast(t *testing.T) {
 func TestExportName(t *testing.T) {
 	s := must(t, memory.New(512), "exportname", "default-export=x", "exportname-list=explicit", "exportname=x", "exportname=y", "exportname-strict=true", "exportdesc=fixed:about it")
 	entries, err := s.List(t.Context(), nbd.Client{})
-	if err != nil || !slices.Equal(entries, []plugin.Entry{{Name: "x"}, {Name: "y"}}) {
+	if err != nil || !slices.Equal(entries, []plugin.Entry{{Name: "x", Description: "about it"}, {Name: "y", Description: "about it"}}) {
 		t.Errorf("%v %v", entries, err)
 	}
 	if name, err := s.Default(t.Context(), nbd.Client{}); name != "x" || err != nil {

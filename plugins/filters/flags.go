@@ -74,9 +74,10 @@ var (
 func noZero(a *nbd.Abilities, mode, fast string) {
 	below := a.Zero
 	switch mode {
-	case "none", "emulate": // the server writes zeroes
+	case "none":
+		a.NoZero = true
+	case "emulate": // the server writes zeroes
 		a.Zero = nil
-		below = nil
 	case "notrim":
 		if below != nil {
 			a.Zero = func(off, n int64, flags nbd.ZeroFlags) error { return below(off, n, flags&^nbd.ZeroMayTrim) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -40,14 +41,14 @@ func parseZones(s string) ([]zone, error) {
 	z := zone{0, math.MaxInt64}
 	var err error
 	if from != "" {
-		if z.first, err = plugin.ParseSize(from); err != nil {
+		if z.first, err = parseOffset(from); err != nil {
 			return nil, err
 		}
 	}
 	if !ok {
 		z.last = z.first
 	} else if to != "" {
-		if z.last, err = plugin.ParseSize(to); err != nil {
+		if z.last, err = parseOffset(to); err != nil {
 			return nil, err
 		}
 	}
@@ -65,6 +66,15 @@ func parseZones(s string) ([]zone, error) {
 		zones = append(zones, zone{z.last + 1, math.MaxInt64})
 	}
 	return zones, nil
+}
+
+// parseOffset reads a number in C's notation.
+func parseOffset(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 0, 63)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not an offset: decimal, octal (0…) or hexadecimal (0x…)", s)
+	}
+	return int64(n), nil
 }
 
 // protect lets nothing change in zones. Who writes what is there already is not
@@ -115,16 +125,16 @@ func protect(a *nbd.Abilities, zones []zone) {
 		}
 	}
 	a.WriteAt, a.WriteFUA = guard(below.WriteAt), guard(below.WriteFUA)
+	zeroes := make([]byte, 64<<10)
 	if below.Trim != nil {
 		a.Trim = func(off, n int64) error {
-			if err := each(off, n, refused); err != nil {
+			if err := same(off, n, func(from, to int64) []byte { return zeroes[:to-from] }); err != nil {
 				return err
 			}
 			return below.Trim(off, n)
 		}
 	}
 	if below.Zero != nil {
-		zeroes := make([]byte, 64<<10)
 		a.Zero = func(off, n int64, flags nbd.ZeroFlags) error {
 			if err := same(off, n, func(from, to int64) []byte { return zeroes[:to-from] }); err != nil {
 				return err

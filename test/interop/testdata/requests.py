@@ -1,5 +1,5 @@
 # Does one of everything to the export at URI, and prints what comes of it.
-import sys, nbd
+import os, sys, nbd
 
 h = nbd.NBD()
 h.add_meta_context("base:allocation")
@@ -49,6 +49,8 @@ def extent(context, offset, entries, error):
         if length > 0:
             extents.append((offset, length, flags))
         offset += length
+if "NO_EXTENTS" in os.environ:
+    sys.exit(0)
 do("block status", h.block_status, 65536, 0, extent)
 print(extents)
 h.shutdown()
