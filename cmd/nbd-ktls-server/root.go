@@ -64,6 +64,10 @@ func pluginHelp() string {
 	for _, p := range plugins.All() {
 		fmt.Fprintf(&b, "  %-10s %s\n             %s\n", p.Name, p.Summary, p.Usage)
 	}
+	b.WriteString("\nFilters (--filter):\n")
+	for _, f := range plugins.Filters() {
+		fmt.Fprintf(&b, "  %-12s %s\n", f.Name, f.Summary)
+	}
 	return b.String()
 }
 

@@ -216,6 +216,26 @@ func certificate(t *testing.T) *x509.Certificate {
 	return cert
 }
 
+// TestReadme: what the README shows can be read.
+func TestReadme(t *testing.T) {
+	b, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), "```yaml\n")
+	doc, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed {
+		t.Fatal("there is no YAML in the README")
+	}
+	c, err := parse("README.md", []byte(doc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.TLS.MinimumVersion != "1.3" || len(c.Exports) != 2 || len(c.Exports[0].Access) != 2 {
+		t.Errorf("%+v", c)
+	}
+}
+
 // TestManyExports: ten thousand are read in a moment.
 func TestManyExports(t *testing.T) {
 	var b strings.Builder
