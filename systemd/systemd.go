@@ -3,10 +3,12 @@
 package systemd
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -55,6 +57,28 @@ func Named() (map[string][]net.Listener, error) {
 
 // Ready says that clients can connect. Without systemd it does nothing.
 func Ready() { daemon.SdNotify(false, daemon.SdNotifyReady) }
+
+// Watchdog says again and again that the program lives, if systemd wants to hear
+// it (WatchdogSec= in systemd.service(5)), until ctx ends.
+func Watchdog(ctx context.Context) error {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return err
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+		}
+	}
+}
+
+// Status is a line for people in systemctl status.
+func Status(line string) { daemon.SdNotify(false, "STATUS="+line) }
 
 // Stopping says that the service is shutting down.
 func Stopping() { daemon.SdNotify(false, daemon.SdNotifyStopping) }

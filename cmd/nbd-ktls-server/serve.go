@@ -133,6 +133,7 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 			return nil
 		})
 	}
+	g.Go(func() error { return systemd.Watchdog(gctx) })
 	context.AfterFunc(gctx, systemd.Stopping)
 	systemd.Ready()
 	if detached() {

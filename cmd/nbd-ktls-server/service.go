@@ -59,6 +59,7 @@ func (o *options) serveConfig(ctx context.Context) error {
 	}
 	defer ls.close()
 	s.log.Info("configuration read", "file", s.file, "exports", len(c.Exports))
+	systemd.Status(fmt.Sprintf("%d exports", len(c.Exports)))
 	o.reload = s.reload
 	return o.serveOn(ctx, srv, ls, s.log)
 }
@@ -164,7 +165,9 @@ func (s *service) reload() error {
 	err := s.tryReload()
 	if err != nil {
 		s.log.Error("the configuration was not changed", "file", s.file, "reason", err)
+		systemd.Status("the configuration was not changed: " + err.Error())
 	} else {
+		systemd.Status(fmt.Sprintf("%d exports", len(s.config.Exports)))
 		s.log.Info("configuration read again", "file", s.file, "exports", len(s.config.Exports))
 	}
 	return err
