@@ -134,7 +134,11 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 		})
 	}
 	g.Go(func() error { return systemd.Watchdog(gctx) })
-	context.AfterFunc(gctx, systemd.Stopping)
+	g.Go(func() error {
+		<-gctx.Done()
+		systemd.Stopping()
+		return nil
+	})
 	systemd.Ready()
 	if detached() {
 		if err := finishDetaching(); err != nil {
