@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"nbd-ktls-server/plugins/eval"
+	"nbd-ktls-server/plugins/example"
 	"nbd-ktls-server/plugins/filters"
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/sh"
@@ -16,11 +17,13 @@ import (
 func All() []plugin.Plugin {
 	return []plugin.Plugin{
 		eval.Plugin,
+		example.Plugin,
 		filePlugin,
 		memoryPlugin,
 		nullPlugin,
 		patternPlugin,
 		sh.Plugin,
+		splitPlugin,
 	}
 }
 

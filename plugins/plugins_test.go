@@ -29,6 +29,11 @@ func TestParameters(t *testing.T) {
 		{plugin: "pattern", args: "size=10", size: 10},
 		{plugin: "file", args: "./a=b.img", size: 512}, // no key has a slash
 		{plugin: "file", args: "file=a=b.img fadvise=random locking=off", size: 512},
+		{plugin: "split", args: "./a=b.img ./a=b.img locking=off", size: 1024},
+		{plugin: "split", args: "", wrong: "at least one file="},
+		{plugin: "split", args: "file=/nowhere", wrong: "no such file"},
+		{plugin: "example", args: "10 byte=65", size: 10},
+		{plugin: "example", args: "10 byte=256", wrong: "from 0 to 255"},
 		{plugin: "memory", args: "", wrong: "a size is needed"},
 		{plugin: "pattern", args: "", wrong: "a size is needed"},
 		{plugin: "memory", args: "1M 2M", wrong: "size was given twice"},
@@ -39,7 +44,7 @@ func TestParameters(t *testing.T) {
 		{plugin: "file", args: "x dir=y", wrong: "either file= or dir="},
 		{plugin: "file", args: "x cache=none", wrong: "cache=none"},
 		{plugin: "file", args: "dir=/nowhere", wrong: "no such file"},
-		{plugin: "nothing", wrong: `no plugin "nothing"; there are eval, file, memory`},
+		{plugin: "nothing", wrong: `no plugin "nothing"; there are eval, example, file, memory`},
 	} {
 		t.Run(test.plugin+" "+test.args, func(t *testing.T) {
 			size, err := configure(test.plugin, strings.Fields(test.args))
