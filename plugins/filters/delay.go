@@ -3,6 +3,7 @@ package filters
 import (
 	"context"
 	"os"
+	"syscall"
 	"time"
 
 	"nbd-ktls-server/nbd"
@@ -11,15 +12,20 @@ import (
 
 var delayFilter = plugin.Filter{
 	Name: "delay", Summary: "makes everything take longer",
-	Usage: "[rdelay=TIME] [wdelay=TIME] [zdelay=TIME] [tdelay=TIME] [edelay=TIME] [cdelay=TIME] [delay-open=TIME] [delay-close=TIME] [delay-fast-zero=BOOL]",
+	Usage: "[rdelay=TIME] [wdelay=TIME] (zero and trim as well) [zdelay=TIME] [tdelay=TIME] [edelay=TIME] [cdelay=TIME] [delay-open=TIME] [delay-close=TIME] [delay-fast-zero=BOOL]",
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		d := delays{fastZero: true}
+		all, err := p.Duration("wdelay", 0)
+		if err != nil {
+			return nil, err
+		}
+		d.write, d.zero, d.trim = all, all, all
 		for _, v := range []struct {
 			to   *time.Duration
 			keys [2]string
 		}{
 			{&d.read, [2]string{"rdelay", "delay-read"}},
-			{&d.write, [2]string{"wdelay", "delay-write"}},
+			{&d.write, [2]string{"delay-write", "delay-writes"}},
 			{&d.zero, [2]string{"zdelay", "delay-zero"}},
 			{&d.trim, [2]string{"tdelay", "delay-trim"}},
 			{&d.extents, [2]string{"edelay", "delay-extents"}},
@@ -35,7 +41,6 @@ var delayFilter = plugin.Filter{
 				*v.to = n
 			}
 		}
-		var err error
 		d.fastZero, err = p.Bool("delay-fast-zero", true)
 		return func(s *plugin.Source) { s.Edit(d.edit) }, err
 	},
@@ -43,7 +48,7 @@ var delayFilter = plugin.Filter{
 
 type delays struct {
 	read, write, zero, trim, extents, cache, open, close time.Duration
-	fastZero                                             bool // they take as long as others
+	fastZero                                             bool // they take as long as others; else they fail
 }
 
 // wait waits, unless the connection ends before.
@@ -70,8 +75,8 @@ func (d *delays) edit(ctx context.Context, _ nbd.OpenInfo, a *nbd.Abilities) err
 		case opWrite:
 			return wait(ctx, d.write)
 		case opZero:
-			if flags&nbd.ZeroFast != 0 && !d.fastZero {
-				return nil
+			if flags&nbd.ZeroFast != 0 && !d.fastZero && d.zero > 0 {
+				return syscall.ENOTSUP
 			}
 			return wait(ctx, d.zero)
 		case opTrim:
@@ -103,8 +108,10 @@ const (
 )
 
 // before does something before each request, which may fail it. A range is then
-// still sent without being read.
+// still sent without being read. A hole is read, too: else its reading would be
+// passed by.
 func before(a *nbd.Abilities, f func(op operation, flags nbd.ZeroFlags) error) {
+	holesAsExtents(a)
 	below := *a
 	a.ReadNow = nil
 	a.ReadAt = func(p []byte, off int64) (int, error) {

@@ -2,6 +2,7 @@ package filters
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -55,13 +56,9 @@ func parseFault(p *plugin.Params, key string, f fault) (fault, error) {
 		f.errno = errno
 	}
 	if s, ok := p.String(key + "-rate"); ok {
-		number, percent := strings.CutSuffix(s, "%")
-		n, err := strconv.ParseFloat(number, 64)
-		if percent {
-			n /= 100
-		}
-		if err != nil || !(n >= 0 && n <= 1) {
-			return f, fmt.Errorf("%s-rate=%s: it must be from 0%% to 100%%, or from 0 to 1", key, s)
+		n, err := parseProbability(s)
+		if err != nil {
+			return f, fmt.Errorf("%s-rate=%s: %w", key, s, err)
 		}
 		f.rate = n
 	}
@@ -69,6 +66,19 @@ func parseFault(p *plugin.Params, key string, f fault) (fault, error) {
 		f.file = s
 	}
 	return f, nil
+}
+
+// parseProbability reads a number from 0 to 1, or a percentage.
+func parseProbability(s string) (float64, error) {
+	number, percent := strings.CutSuffix(s, "%")
+	n, err := strconv.ParseFloat(number, 64)
+	if percent {
+		n /= 100
+	}
+	if err != nil || !(n >= 0 && n <= 1) {
+		return 0, errors.New("it must be from 0% to 100%, or from 0 to 1")
+	}
+	return n, nil
 }
 
 var faultErrnos = map[string]syscall.Errno{

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"flag"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -39,7 +40,7 @@ func over(t testing.TB, open func(nbd.OpenInfo) (nbd.Backend, error), names stri
 		}
 		fs = append(fs, All()[i])
 	}
-	s, err := plugin.Configure(base, fs, args, plugin.Host{Exit: func(string) {}})
+	s, err := plugin.Configure(base, fs, args, plugin.Host{Exit: func(string) {}, Log: slog.New(slog.DiscardHandler)})
 	if err == nil && s.Close != nil {
 		t.Cleanup(func() { s.Close() })
 	}
@@ -85,6 +86,8 @@ func TestBackends(t *testing.T) {
 		{"nozero", "", backendtest.Size},
 		{"nozero", "zeromode=notrim fastzeromode=slow", backendtest.Size},
 		{"fua nocache", "fuamode=force cachemode=emulate", backendtest.Size},
+		{"stats retry retry-request count openonce scan", "statsfile=" + log, backendtest.Size},
+		{"evil", "evil-probability=0", backendtest.Size},
 		{"noextents multi-conn rotational", "multi-conn-mode=disable", backendtest.Size},
 	} {
 		t.Run(test.filters+" "+test.args, func(t *testing.T) {
