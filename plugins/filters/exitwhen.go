@@ -148,7 +148,7 @@ const statusExit = 88
 
 func scriptSays(script string) (func() (bool, error), error) {
 	return func() (bool, error) {
-		err := exec.Command("/bin/sh", "-c", script).Run()
+		err := shell(context.Background(), script).Run()
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && exit.ExitCode() == statusExit {
 			return true, nil

@@ -6,6 +6,7 @@ package filters
 
 import (
 	"context"
+	"os/exec"
 
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/plugins/plugin"
@@ -76,4 +77,9 @@ func onClose(a *nbd.Abilities, f func()) {
 		}
 		return below()
 	}
+}
+
+// shell is a command for the shell.
+func shell(ctx context.Context, script string) *exec.Cmd {
+	return exec.CommandContext(ctx, "/bin/sh", "-c", script)
 }

@@ -14,10 +14,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"nbd-ktls-server/backends/backendtest"
 	"nbd-ktls-server/backends/file"
@@ -42,6 +45,7 @@ func over(t testing.TB, open func(nbd.OpenInfo) (nbd.Backend, error), names stri
 	}
 	s, err := plugin.Configure(base, fs, args, plugin.Host{Exit: func(string) {}, Log: slog.New(slog.DiscardHandler)})
 	if err == nil && s.Close != nil {
+		s.Close = sync.OnceValue(s.Close) // a test may close it earlier
 		t.Cleanup(func() { s.Close() })
 	}
 	return s, err
@@ -117,7 +121,7 @@ func TestWrongParameters(t *testing.T) {
 		{"error", "error-pread-rate=NaN", "from 0%"},
 		{"ip", "allow=here", "is none of"},
 		{"ip", "deny=1.2.3.4-1.2.3.3", "no range"},
-		{"log", "", "logfile= is needed"},
+		{"log", "logappend=maybe", "neither true nor false"},
 		{"stats", "", "statsfile= is needed"},
 		{"stats", "statsfile=/dev/null statsthreshold=101", "from 0 to 100"},
 		{"exitwhen", "exit-when-poll=0", "positive"},
@@ -490,26 +494,66 @@ func TestExportName(t *testing.T) {
 	}
 }
 
+// TestLog compares lines with those that nbdkit wrote for the same requests.
 func TestLog(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "log")
-	a := open(t, must(t, memory.New(1<<20), "log error", "logfile="+path, "error-pwrite-rate=1"), nbd.OpenInfo{Name: "disk"})
+	dir := t.TempDir()
+	path, calls := filepath.Join(dir, "log"), filepath.Join(dir, "calls")
+	s := must(t, memory.New(1<<20), "log error", "logfile="+path, "error-cache-rate=1", "error=ENOSPC", "error-pwrite-rate=1",
+		`logscript=echo "$connection $type $id $act $offset $error $export" >> `+calls)
+	a := open(t, s, nbd.OpenInfo{Name: "a\nb $(exit)"})
 	a.ReadAt(make([]byte, 512), 1024)
 	a.WriteAt(make([]byte, 16), 0)
+	a.Zero(0, 4096, nbd.ZeroMayTrim|nbd.ZeroFast)
+	a.Trim(0, 4096)
+	a.Sync()
+	a.Extents(0, 1<<20, true)
 	a.Close()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
-	for _, line := range []string{
-		`connection=1 Connect export="disk" tls=0 size=0x100000 write=1`,
-		"connection=1 Read id=1 offset=0x400 count=0x200 ...\n",
-		"connection=1 ...Read id=1 return=0\n",
-		"connection=1 Write id=2 offset=0x0 count=0x10 fua=0 ...\n",
-		"connection=1 ...Write id=2 return=-1 error=",
-		"connection=1 Disconnect transactions=2\n",
-	} {
-		if !strings.Contains(string(b), line) {
-			t.Errorf("%q is not in the log:\n%s", line, b)
+	lines := func(path string) (all []string) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
 		}
+		for line := range strings.Lines(string(b)) {
+			all = append(all, strings.TrimSpace(line))
+		}
+		return all
+	}
+	got := lines(path)
+	for i, line := range got {
+		at, rest := line[:min(len(line), 26)], line[min(len(line), 27):]
+		if _, err := time.Parse("2006-01-02 15:04:05.000000", at); err != nil {
+			t.Error(err)
+		}
+		got[i] = rest
+	}
+	if diff := cmp.Diff([]string{
+		"Ready thread_model=3",
+		`connection=1 Connect export="a\nb $(exit)" tls=0 size=0x100000 minsize=0x1 prefsize=0x1000 maxsize=0x2000000 write=1 flush=1 rotational=0 trim=1 zero=2 fua=2 extents=1 cache=2 fast_zero=1`,
+		"connection=1 Read id=1 offset=0x400 count=0x200 ...",
+		"connection=1 ...Read id=1 return=0",
+		"connection=1 Write id=2 offset=0x0 count=0x10 fua=0 ...",
+		"connection=1 ...Write id=2 return=-1 error=ENOSPC",
+		"connection=1 Zero id=3 offset=0x0 count=0x1000 trim=1 fua=0 fast=1 ...",
+		"connection=1 ...Zero id=3 return=0",
+		"connection=1 Trim id=4 offset=0x0 count=0x1000 fua=0 ...",
+		"connection=1 ...Trim id=4 return=0",
+		"connection=1 Flush id=5 ...",
+		"connection=1 ...Flush id=5 return=0",
+		"connection=1 Extents id=6 offset=0x0 count=0x100000 req_one=1 ...",
+		`connection=1 ...Extents id=6 extents=(0x0 0x100000 "hole,zero") return=0`,
+		"connection=1 Disconnect transactions=6",
+	}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{
+		"PRINT  Ready",
+		"1 PRINT  Connect   a", "b $(exit)",
+		"1 ENTER 1 Read 0x400", "1 LEAVE 1 Read",
+		"1 ENTER 2 Write 0x0", "1 LEAVE 2 Write  ENOSPC",
+	}, lines(calls)[:7]); diff != "" {
+		t.Errorf("calls -want +got:\n%s", diff)
 	}
 }
