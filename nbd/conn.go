@@ -70,7 +70,7 @@ func (c *conn) chosen(s *session) {
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
-	c := &conn{srv: s, raw: nc, top: nc, begun: time.Now(), haggling: true, client: Client{Addr: nc.RemoteAddr()}}
+	c := &conn{srv: s, raw: nc, top: nc, begun: time.Now(), haggling: true, client: Client{Addr: nc.RemoteAddr(), Credentials: credentials(nc)}}
 	c.log = s.log.With("client", addr(nc))
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return c

@@ -14,11 +14,20 @@ var ErrNoExport = errors.New("no such export")
 // Client is what is known of the other end before an export is opened.
 type Client struct {
 	Addr net.Addr
+	// Credentials are those of the process at the other end of a Unix socket; nil
+	// if they are not known.
+	Credentials *Credentials
 	// TLS says that the connection is encrypted.
 	TLS bool
 	// Certificates are the verified client certificate and its issuers, leaf
 	// first; nil without one.
 	Certificates []*x509.Certificate
+}
+
+// Credentials are those of a process when it connected (unix(7), SO_PEERCRED).
+type Credentials struct {
+	PID      int32
+	UID, GID uint32
 }
 
 // Exports are what a server offers.

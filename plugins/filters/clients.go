@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,29 +19,6 @@ var (
 			most, err := p.Uint("limit", 1)
 			l := &clientCount{most: most}
 			return func(s *plugin.Source) { s.Edit(l.edit) }, err
-		},
-	}
-
-	ipFilter = plugin.Filter{
-		Name: "ip", Summary: "lets clients in by their address",
-		Usage: "[allow=RULE,…] [deny=RULE,…]; RULE: all, allipv4, allipv6, address, address/bits, address-address, dn:CN=…",
-		Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
-			allow, err := parseRules(p.Strings("allow"))
-			if err != nil {
-				return nil, fmt.Errorf("allow: %w", err)
-			}
-			deny, err := parseRules(p.Strings("deny"))
-			if err != nil {
-				return nil, fmt.Errorf("deny: %w", err)
-			}
-			return func(s *plugin.Source) {
-				s.Edit(func(_ context.Context, info nbd.OpenInfo, _ *nbd.Abilities) error {
-					if matches(deny, info.Client) && !matches(allow, info.Client) {
-						return fmt.Errorf("%w for this client, by the ip filter", nbd.ErrNoExport)
-					}
-					return nil
-				})
-			}, nil
 		},
 	}
 
@@ -116,72 +90,6 @@ func (c *clientCount) edit(_ context.Context, _ nbd.OpenInfo, a *nbd.Abilities) 
 		}
 	})
 	return nil
-}
-
-// rule says which clients are meant.
-type rule func(c nbd.Client) bool
-
-func parseRules(lists []string) (rules []rule, err error) {
-	for _, list := range lists {
-		for _, s := range strings.Split(list, ",") {
-			r, err := parseRule(strings.TrimSpace(s))
-			if err != nil {
-				return nil, err
-			}
-			rules = append(rules, r)
-		}
-	}
-	return rules, nil
-}
-
-func parseRule(s string) (rule, error) {
-	switch s {
-	case "all", "any":
-		return func(nbd.Client) bool { return true }, nil
-	case "allipv4", "anyipv4":
-		return func(c nbd.Client) bool { return address(c).Is4() }, nil
-	case "allipv6", "anyipv6":
-		return func(c nbd.Client) bool { return address(c).Is6() }, nil
-	}
-	if dn, ok := strings.CutPrefix(s, "dn:"); ok {
-		return func(c nbd.Client) bool { return len(c.Certificates) > 0 && c.Certificates[0].Subject.String() == dn }, nil
-	}
-	if n, err := netip.ParsePrefix(s); err == nil {
-		return func(c nbd.Client) bool { return n.Contains(address(c)) }, nil
-	}
-	from, to, ok := strings.Cut(s, "-")
-	if !ok {
-		to = from
-	}
-	first, err := netip.ParseAddr(from)
-	if err != nil {
-		return nil, fmt.Errorf("%q is none of all, allipv4, allipv6, address, address/bits, address-address and dn:NAME", s)
-	}
-	last, err := netip.ParseAddr(to)
-	if err != nil || last.Less(first) || last.Is4() != first.Is4() {
-		return nil, fmt.Errorf("%q is no range of addresses", s)
-	}
-	return func(c nbd.Client) bool {
-		a := address(c)
-		return a.Is4() == first.Is4() && a.IsValid() && !a.Less(first) && !last.Less(a)
-	}, nil
-}
-
-func matches(rules []rule, c nbd.Client) bool {
-	for _, r := range rules {
-		if r(c) {
-			return true
-		}
-	}
-	return false
-}
-
-// address is that of a client, or the zero one.
-func address(c nbd.Client) netip.Addr {
-	if a, ok := c.Addr.(*net.TCPAddr); ok {
-		return a.AddrPort().Addr().Unmap().WithZone("")
-	}
-	return netip.Addr{}
 }
 
 // placeholder is a small read-only disk with a text on it.

@@ -121,6 +121,8 @@ func TestWrongParameters(t *testing.T) {
 		{"error", "error-pread-rate=NaN", "from 0%"},
 		{"ip", "allow=here", "is none of"},
 		{"ip", "deny=1.2.3.4-1.2.3.3", "no range"},
+		{"ip", "deny=uid:root", "not a number"},
+		{"ip", "deny=", "is none of"},
 		{"log", "logappend=maybe", "neither true nor false"},
 		{"stats", "", "statsfile= is needed"},
 		{"stats", "statsfile=/dev/null statsthreshold=101", "from 0 to 100"},
@@ -407,7 +409,10 @@ func TestClients(t *testing.T) {
 	v4 := nbd.Client{Addr: &net.TCPAddr{IP: net.ParseIP("192.0.2.7")}}
 	v6 := nbd.Client{Addr: &net.TCPAddr{IP: net.ParseIP("2001:db8::7")}}
 	local := nbd.Client{Addr: &net.UnixAddr{Name: "@"}}
-	known := nbd.Client{Addr: v4.Addr, Certificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "vm"}}}}
+	mine := nbd.Client{Addr: local.Addr, Credentials: &nbd.Credentials{PID: 12, UID: 34, GID: 56}}
+	known := nbd.Client{Addr: v4.Addr, Certificates: []*x509.Certificate{{
+		Subject: pkix.Name{CommonName: "vm", Organization: []string{"us"}}, Issuer: pkix.Name{CommonName: "we"},
+	}}}
 	for _, test := range []struct {
 		args string
 		c    nbd.Client
@@ -422,8 +427,20 @@ func TestClients(t *testing.T) {
 		{"allow=192.0.2.1-192.0.2.6,192.0.2.8 deny=all", v4, false},
 		{"allow=192.0.2.1-192.0.2.7 deny=all", v4, true},
 		{"allow=2001:db8::/32 deny=all", v6, true},
-		{"allow=dn:CN=vm deny=all", known, true},
-		{"allow=dn:CN=vm deny=all", v4, false},
+		{"allow=dn:CN=vm,O=us deny=all", known, true},
+		{"allow=dn:cn=VM,* deny=all", known, true},
+		{"allow=dn:CN=vm deny=all", known, false},
+		{"allow=dn:CN=v.* deny=all", known, false},
+		{"allow=dn:* deny=all", v4, false},
+		{"allow=issuer-dn:CN=we allow=192.0.2.8 deny=all", known, true},
+		{"allow=issuer-dn:CN=vm* deny=all", known, false},
+		{"deny=allunix", local, false},
+		{"deny=anyunix", v6, true},
+		{"allow=uid:34 deny=all", mine, true},
+		{"allow=uid:34 deny=all", local, false},
+		{"allow=uid:56,pid:34,gid:12 deny=all", mine, false},
+		{"allow=uid:1,gid:56 deny=all", mine, true},
+		{"deny=pid:12", mine, false},
 	} {
 		_, err := must(t, memory.New(512), "ip", strings.Fields(test.args)...).Open(t.Context(), nbd.OpenInfo{Client: test.c})
 		if (err == nil) != test.in || err != nil && !errors.Is(err, nbd.ErrNoExport) {
