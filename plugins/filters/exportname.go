@@ -12,7 +12,7 @@ import (
 
 var exportNameFilter = plugin.Filter{
 	Name: "exportname", Summary: "changes the names of exports",
-	Usage: "[default-export=NAME] [exportname-list=keep|error|empty|defaultonly|explicit] [exportname-strict=BOOL] [exportname=NAME]... [exportdesc=keep|none|fixed:TEXT]",
+	Usage: "[default-export=NAME] [exportname-list=keep|error|empty|defaultonly|explicit] [exportname-strict=BOOL] [exportname=NAME]... [exportdesc=keep|none|fixed:TEXT|script:SCRIPT]",
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		e := exportNames{names: p.Strings("exportname")}
 		e.first, e.hasFirst = p.String("default-export")

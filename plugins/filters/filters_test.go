@@ -119,6 +119,7 @@ func TestWrongParameters(t *testing.T) {
 		{"error", "error=EFUN", "must be one of"},
 		{"error", "error-rate=200%", "from 0%"},
 		{"error", "error-pread-rate=NaN", "from 0%"},
+		{"rate", "rate=0", "cannot be set to 0"},
 		{"ip", "allow=here", "is none of"},
 		{"ip", "deny=1.2.3.4-1.2.3.3", "no range"},
 		{"ip", "deny=uid:root", "not a number"},
@@ -375,8 +376,37 @@ func TestRate(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		gone := errors.New("gone")
 		cancel(gone)
-		if err := newBucket(8, time.Second).take(ctx, 100); !errors.Is(err, gone) {
+		if err := newBucket(rate{bits: 8, burst: time.Second}).take(ctx, 100); !errors.Is(err, gone) {
 			t.Errorf("with nobody waiting: %v", err)
+		}
+	})
+}
+
+// TestRateFile: a file changes the rate, and one that is gone or wrong does not.
+func TestRateFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rate")
+	synctest.Test(t, func(t *testing.T) {
+		a := open(t, must(t, memory.New(1<<20), "rate", "connection-rate-file="+path, "burstiness=1"), nbd.OpenInfo{})
+		for _, test := range []struct {
+			content string
+			took    time.Duration // of 11 KiB
+		}{
+			{"", 0},
+			{"8K\n", 10 * time.Second},
+			{"fast", 11 * time.Second},
+			{"16K\nand more", 11 * time.Second / 2},
+			{"0", 0},
+		} {
+			os.WriteFile(path, []byte(test.content), 0o600)
+			time.Sleep(rateFileEvery)
+			a.ReadAt(make([]byte, 1), 0) // and there is nothing left of the old rate
+			begun := time.Now()
+			for range 11 {
+				a.ReadAt(make([]byte, 1024), 0)
+			}
+			if took := time.Since(begun).Round(100 * time.Millisecond); took < test.took-time.Second || took > test.took+time.Second {
+				t.Errorf("%q: %v, want about %v", test.content, took, test.took)
+			}
 		}
 	})
 }
