@@ -1,8 +1,11 @@
 package filters
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -15,7 +18,8 @@ var exportNameFilter = plugin.Filter{
 	Usage: "[default-export=NAME] [exportname-list=keep|error|empty|defaultonly|explicit] [exportname-strict=BOOL] [exportname=NAME]... [exportdesc=keep|none|fixed:TEXT|script:SCRIPT]",
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		e := exportNames{names: p.Strings("exportname")}
-		e.first, e.hasFirst = p.String("default-export")
+		e.first, _ = p.String("default-export")
+		e.hasFirst = e.first != ""
 		var err error
 		if e.list, err = p.Choice("exportname-list", "keep", "error", "empty", "defaultonly", "explicit"); err != nil {
 			return nil, err
@@ -23,19 +27,20 @@ var exportNameFilter = plugin.Filter{
 		if e.strict, err = p.Bool("exportname-strict", false); err != nil {
 			return nil, err
 		}
-		e.description, _ = p.String("exportdesc")
-		return e.edit, nil
+		description, _ := p.String("exportdesc")
+		e.describe, err = parseDescription(description)
+		return e.edit, err
 	},
 }
 
 // exportNames are other names than those of the source.
 type exportNames struct {
-	names       []string
-	first       string
-	hasFirst    bool
-	list        string
-	strict      bool
-	description string
+	names    []string
+	first    string
+	hasFirst bool
+	list     string
+	strict   bool
+	describe func(ctx context.Context, name string) string // or nil
 }
 
 func (e *exportNames) edit(s *plugin.Source) {
@@ -55,19 +60,20 @@ func (e *exportNames) edit(s *plugin.Source) {
 			return check(ctx, c, name)
 		}
 	}
-	if text, fixed := cutFixed(e.description); fixed || e.description == "none" {
-		s.Edit(func(_ context.Context, _ nbd.OpenInfo, a *nbd.Abilities) error {
-			a.Description = text
-			return nil
-		})
-		if list := s.List; list != nil {
-			s.List = func(ctx context.Context, c nbd.Client) ([]plugin.Entry, error) {
-				entries, err := list(ctx, c)
-				for i := range entries {
-					entries[i].Description = text
-				}
-				return entries, err
+	if e.describe == nil {
+		return
+	}
+	s.Edit(func(ctx context.Context, info nbd.OpenInfo, a *nbd.Abilities) error {
+		a.Description = e.describe(ctx, info.Name)
+		return nil
+	})
+	if list := s.List; list != nil {
+		s.List = func(ctx context.Context, c nbd.Client) ([]plugin.Entry, error) {
+			entries, err := list(ctx, c)
+			for i := range entries {
+				entries[i].Description = e.describe(ctx, entries[i].Name)
 			}
+			return entries, err
 		}
 	}
 }
@@ -87,7 +93,14 @@ func (e *exportNames) editList(s *plugin.Source) {
 	case "empty":
 		entries()
 	case "defaultonly":
-		entries(e.first)
+		first := s.Default
+		s.List = func(ctx context.Context, c nbd.Client) ([]plugin.Entry, error) {
+			if first == nil {
+				return []plugin.Entry{{}}, nil
+			}
+			name, err := first(ctx, c)
+			return []plugin.Entry{{Name: name}}, err
+		}
 	case "explicit":
 		entries(e.names...)
 	}
@@ -95,10 +108,28 @@ func (e *exportNames) editList(s *plugin.Source) {
 
 var errNoList = errors.New("the exportname filter lists nothing")
 
-func cutFixed(description string) (text string, fixed bool) {
-	text, fixed = strings.CutPrefix(description, "fixed:")
-	if !fixed {
-		text = ""
+// maxDescription bounds what a script says about an export: longer strings may
+// not be sent (proto.md, "Values").
+const maxDescription = 4096
+
+// parseDescription returns what describes exports; nil: what is below.
+func parseDescription(s string) (func(ctx context.Context, name string) string, error) {
+	kind, text, _ := strings.Cut(s, ":")
+	switch {
+	case s == "" || s == "keep":
+		return nil, nil
+	case s == "none":
+		return func(context.Context, string) string { return "" }, nil
+	case kind == "fixed":
+		return func(context.Context, string) string { return text }, nil
+	case kind == "script":
+		return func(ctx context.Context, name string) string {
+			cmd := shell(ctx, text)
+			cmd.Env = append(os.Environ(), "name="+name)
+			out, _ := cmd.Output() // what fails says nothing
+			out = bytes.TrimSuffix(out, []byte("\n"))
+			return string(out[:min(len(out), maxDescription)])
+		}, nil
 	}
-	return text, fixed
+	return nil, fmt.Errorf("exportdesc=%s: it must be one of keep, none, fixed:TEXT, script:SCRIPT", s)
 }

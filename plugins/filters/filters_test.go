@@ -119,6 +119,7 @@ func TestWrongParameters(t *testing.T) {
 		{"error", "error=EFUN", "must be one of"},
 		{"error", "error-rate=200%", "from 0%"},
 		{"error", "error-pread-rate=NaN", "from 0%"},
+		{"exportname", "exportdesc=short", "must be one of"},
 		{"rate", "rate=0", "cannot be set to 0"},
 		{"ip", "allow=here", "is none of"},
 		{"ip", "deny=1.2.3.4-1.2.3.3", "no range"},
@@ -537,6 +538,17 @@ func TestExportName(t *testing.T) {
 		t.Error(err)
 	}
 	if a := open(t, s, nbd.OpenInfo{}); a.Description != "about it" {
+		t.Errorf("%q", a.Description)
+	}
+}
+
+func TestExportDescriptionByScript(t *testing.T) {
+	s := must(t, memory.New(512), "exportname", "exportname-list=explicit", "exportname=a b", `exportname=$(c)`, `exportdesc=script:test "$name" = d && exit 1; echo "about $name"`)
+	entries, err := s.List(t.Context(), nbd.Client{})
+	if err != nil || !slices.Equal(entries, []plugin.Entry{{Name: "a b", Description: "about a b"}, {Name: "$(c)", Description: "about $(c)"}}) {
+		t.Errorf("%q %v", entries, err)
+	}
+	if a := open(t, s, nbd.OpenInfo{Name: "d"}); a.Description != "" {
 		t.Errorf("%q", a.Description)
 	}
 }
