@@ -13,6 +13,21 @@ import (
 // killDelay is how long a --run command may take to end after it was asked to.
 const killDelay = 5 * time.Second
 
+// errExit ends the server because a plugin or filter wants it to end.
+var errExit = errors.New("the server has ended by itself")
+
+// unlessExit ends with ctx, but not because of errExit: the command may go on
+// without the server then, as it may with nbdkit.
+func unlessExit(ctx context.Context) context.Context {
+	c, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		if !errors.Is(context.Cause(ctx), errExit) {
+			cancel()
+		}
+	})
+	return c
+}
+
 // runCommand runs a shell command to its end, and returns its status as an
 // exitStatus if that is not zero.
 func runCommand(ctx context.Context, command string, env []string) error {

@@ -23,9 +23,9 @@ func (o *options) serve(ctx context.Context, name string, args []string) error {
 		return detach(ctx)
 	}
 	log := o.newLog()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	source, err := o.newSource(name, args, log, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	source, err := o.newSource(name, args, log, func() { cancel(errExit) })
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 	}
 	var status error
 	if o.run != "" {
-		status = runCommand(gctx, o.run, at.env())
+		status = runCommand(unlessExit(gctx), o.run, at.env())
 		cancel()
 	}
 	if err := g.Wait(); err != nil {
