@@ -53,18 +53,46 @@ var (
 			if !ok {
 				text = "This NBD server requires TLS authentication before it will serve useful data.\n"
 			}
-			return func(s *plugin.Source) {
-				open := s.Open
-				s.Open = func(ctx context.Context, info nbd.OpenInfo) (nbd.Backend, error) {
-					if info.Client.TLS {
-						return open(ctx, info)
-					}
-					return placeholder(text), nil
-				}
-			}, nil
+			return func(s *plugin.Source) { fallBack(s, placeholder(text)) }, nil
 		},
 	}
 )
+
+// fallBack gives clients without TLS a placeholder under any name, and tells them
+// no others.
+func fallBack(s *plugin.Source, p placeholder) {
+	open := s.Open
+	s.Open = func(ctx context.Context, info nbd.OpenInfo) (nbd.Backend, error) {
+		if info.Client.TLS {
+			return open(ctx, info)
+		}
+		return p, nil
+	}
+	if list := s.List; list != nil {
+		s.List = func(ctx context.Context, c nbd.Client) ([]plugin.Entry, error) {
+			if c.TLS {
+				return list(ctx, c)
+			}
+			return []plugin.Entry{{}}, nil
+		}
+	}
+	if check := s.Check; check != nil {
+		s.Check = func(ctx context.Context, c nbd.Client, name string) error {
+			if c.TLS {
+				return check(ctx, c, name)
+			}
+			return nil
+		}
+	}
+	if first := s.Default; first != nil {
+		s.Default = func(ctx context.Context, c nbd.Client) (string, error) {
+			if c.TLS {
+				return first(ctx, c)
+			}
+			return "", nil
+		}
+	}
+}
 
 // clientCount counts the clients.
 type clientCount struct {

@@ -22,16 +22,16 @@ var delayFilter = plugin.Filter{
 		d.write, d.zero, d.trim = all, all, all
 		for _, v := range []struct {
 			to   *time.Duration
-			keys [2]string
+			keys []string
 		}{
-			{&d.read, [2]string{"rdelay", "delay-read"}},
-			{&d.write, [2]string{"delay-write", "delay-writes"}},
-			{&d.zero, [2]string{"zdelay", "delay-zero"}},
-			{&d.trim, [2]string{"tdelay", "delay-trim"}},
-			{&d.extents, [2]string{"edelay", "delay-extents"}},
-			{&d.cache, [2]string{"cdelay", "delay-cache"}},
-			{&d.open, [2]string{"delay-open", "delay-open"}},
-			{&d.close, [2]string{"delay-close", "delay-close"}},
+			{&d.read, []string{"rdelay", "delay-read", "delay-reads"}},
+			{&d.write, []string{"delay-write", "delay-writes"}},
+			{&d.zero, []string{"zdelay", "delay-zero", "delay-zeroes"}},
+			{&d.trim, []string{"tdelay", "delay-trim", "delay-trims", "delay-discard", "delay-discards"}},
+			{&d.extents, []string{"edelay", "delay-extents", "delay-extent"}},
+			{&d.cache, []string{"cdelay", "delay-cache"}},
+			{&d.open, []string{"delay-open"}},
+			{&d.close, []string{"delay-close"}},
 		} {
 			for _, key := range v.keys {
 				n, err := p.Duration(key, *v.to)

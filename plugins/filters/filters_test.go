@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -507,6 +508,50 @@ func TestClients(t *testing.T) {
 		}
 		a.Close()
 	})
+}
+
+// TestNamesAreKept: who may open nothing is told of nothing.
+func TestNamesAreKept(t *testing.T) {
+	secret := plugin.Entry{Name: "secret"}
+	base := plugin.Plugin{Name: "base", Configure: func(*plugin.Params) (*plugin.Source, error) {
+		s := plugin.Single(memory.New(512))
+		s.List = func(context.Context, nbd.Client) ([]plugin.Entry, error) { return []plugin.Entry{secret}, nil }
+		s.Default = func(context.Context, nbd.Client) (string, error) { return secret.Name, nil }
+		s.Check = func(_ context.Context, _ nbd.Client, name string) error {
+			if name != secret.Name {
+				return nbd.ErrNoExport
+			}
+			return nil
+		}
+		return s, nil
+	}}
+	for _, test := range []struct {
+		filter plugin.Filter
+		args   []string
+		known  nbd.Client
+		listed []plugin.Entry // to another
+	}{
+		{ipFilter, []string{"allow=dn:CN=vm", "deny=all"}, nbd.Client{Certificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: "vm"}}}}, nil},
+		{tlsFallbackFilter, nil, nbd.Client{TLS: true}, []plugin.Entry{{}}},
+	} {
+		s, err := plugin.Configure(base, []plugin.Filter{test.filter}, test.args, plugin.Host{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := s.List(t.Context(), test.known); err != nil || !slices.Equal(l, []plugin.Entry{secret}) {
+			t.Errorf("%s lists %v, %v", test.filter.Name, l, err)
+		}
+		if l, err := s.List(t.Context(), nbd.Client{}); err != nil || !slices.Equal(l, test.listed) {
+			t.Errorf("%s lists %v, %v to others", test.filter.Name, l, err)
+		}
+		if name, _ := s.Default(t.Context(), nbd.Client{}); name != "" {
+			t.Errorf("%s tells others of %q", test.filter.Name, name)
+		}
+		there, missing := s.Check(t.Context(), nbd.Client{}, secret.Name), s.Check(t.Context(), nbd.Client{}, "another")
+		if fmt.Sprint(there) != fmt.Sprint(missing) {
+			t.Errorf("%s: what is there: %v; what is not: %v", test.filter.Name, there, missing)
+		}
+	}
 }
 
 func TestExitLast(t *testing.T) {
