@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -268,11 +269,11 @@ func TestExitWhen(t *testing.T) {
 func TestExitWhenPolls(t *testing.T) {
 	flag := filepath.Join(t.TempDir(), "flag")
 	synctest.Test(t, func(t *testing.T) {
-		exits := 0
+		var exits atomic.Int32
 		start := func() *plugin.Source {
 			base := plugin.Plugin{Name: "base", Configure: func(*plugin.Params) (*plugin.Source, error) { return plugin.Single(memory.New(512)), nil }}
 			s, err := plugin.Configure(base, []plugin.Filter{exitWhenFilter}, []string{"exit-when-file-created=" + flag, "exit-when-poll=5"},
-				plugin.Host{Exit: func(string) { exits++ }, Log: slog.New(slog.DiscardHandler)})
+				plugin.Host{Exit: func(string) { exits.Add(1) }, Log: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -281,16 +282,16 @@ func TestExitWhenPolls(t *testing.T) {
 		s := start()
 		time.Sleep(7 * time.Second)
 		os.WriteFile(flag, nil, 0o600)
-		if exits != 0 {
+		if exits.Load() != 0 {
 			t.Error("too early")
 		}
 		time.Sleep(4 * time.Second)
-		if synctest.Wait(); exits != 1 {
-			t.Errorf("%d exits", exits)
+		if synctest.Wait(); exits.Load() != 1 {
+			t.Errorf("%d exits", exits.Load())
 		}
 		s.Close()
 		s = start()
-		if exits != 2 {
+		if exits.Load() != 2 {
 			t.Error("what had happened before the start is not noticed")
 		}
 		s.Close()
