@@ -32,6 +32,7 @@ func (i Option) String() string {
 	}
 	return _Option_name[_Option_index[idx]:_Option_index[idx+1]]
 }
+
 func _() {
 	// An "invalid array index" compiler error signifies that the constant values have changed.
 	// Re-run the stringer command to generate them again.
@@ -74,6 +75,7 @@ func (i OptionReply) String() string {
 		return "OptionReply(" + strconv.FormatInt(int64(i), 10) + ")"
 	}
 }
+
 func _() {
 	// An "invalid array index" compiler error signifies that the constant values have changed.
 	// Re-run the stringer command to generate them again.
@@ -95,6 +97,7 @@ func (i Info) String() string {
 	}
 	return _Info_name[_Info_index[idx]:_Info_index[idx+1]]
 }
+
 func _() {
 	// An "invalid array index" compiler error signifies that the constant values have changed.
 	// Re-run the stringer command to generate them again.
@@ -120,6 +123,7 @@ func (i Command) String() string {
 	}
 	return _Command_name[_Command_index[idx]:_Command_index[idx+1]]
 }
+
 func _() {
 	// An "invalid array index" compiler error signifies that the constant values have changed.
 	// Re-run the stringer command to generate them again.
@@ -159,6 +163,7 @@ func (i ChunkType) String() string {
 		return "ChunkType(" + strconv.FormatInt(int64(i), 10) + ")"
 	}
 }
+
 func _() {
 	// An "invalid array index" compiler error signifies that the constant values have changed.
 	// Re-run the stringer command to generate them again.
