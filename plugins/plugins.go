@@ -10,6 +10,7 @@ import (
 	"nbd-ktls-server/plugins/example"
 	"nbd-ktls-server/plugins/filters"
 	"nbd-ktls-server/plugins/plugin"
+	"nbd-ktls-server/plugins/proxy"
 	"nbd-ktls-server/plugins/sh"
 )
 
@@ -22,6 +23,7 @@ func All() []plugin.Plugin {
 		memoryPlugin,
 		nullPlugin,
 		patternPlugin,
+		proxy.Plugin,
 		sh.Plugin,
 		splitPlugin,
 	}

@@ -97,6 +97,7 @@ func besideNBDKit(t *testing.T, nbdkit, ours string, args []string) {
 		defer cancel()
 		cmd := exec.CommandContext(ctx, program, append([]string{"-U", "-"}, args...)...)
 		cmd.Args = append(cmd.Args, "--run", `/usr/bin/python3 testdata/requests.py "$uri" && nbdinfo --list "$uri" 2>/dev/null | grep -E '^export|description'; true`)
+		cmd.WaitDelay = time.Second
 		out, err := cmd.Output()
 		if cmd.ProcessState == nil {
 			t.Fatal(err)
@@ -145,6 +146,10 @@ func TestFiltersOfNBDKit(t *testing.T) {
 		"--filter=rate memory 1M rate=1G",
 		"--filter=nosuch memory 1M",
 		"-r --filter=offset file FILE offset=1K",
+		"nbd command=nbdkit arg=memory arg=1M",
+		"nbd command=nbdkit arg=-r arg=pattern arg=64K",
+		"nbd hostname=localhost socket=/nosuch",
+		"nbd",
 	} {
 		t.Run(args, func(t *testing.T) {
 			content := make([]byte, 128<<10)

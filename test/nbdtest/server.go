@@ -25,6 +25,13 @@ func Serve(t testing.TB, s *nbd.Server) net.Addr {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ServeOn(t, s, l)
+	return l.Addr()
+}
+
+// ServeOn does that on l.
+func ServeOn(t testing.TB, s *nbd.Server, l net.Listener) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -39,7 +46,6 @@ func Serve(t testing.TB, s *nbd.Server) net.Addr {
 			t.Error("the server does not shut down")
 		}
 	})
-	return l.Addr()
 }
 
 // Log collects a server's log.
