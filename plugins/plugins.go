@@ -21,9 +21,9 @@ func All() []plugin.Plugin {
 		example.Plugin,
 		filePlugin,
 		memoryPlugin,
+		proxy.Plugin,
 		nullPlugin,
 		patternPlugin,
-		proxy.Plugin,
 		sh.Plugin,
 		splitPlugin,
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"time"
 )
 
 // logTo is where the log goes; a detached process changes it to syslog.
@@ -33,11 +34,21 @@ func (o *options) newLog() *slog.Logger {
 	return newLogger("text", level)
 }
 
-// newLogger returns a log of a format: text or json.
+// newLogger returns a log of a format: text or json. Lines for the journal have
+// priorities, and there are not more of them than one can read.
 func newLogger(format string, level slog.Leveler) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: level}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(logTo, opts))
+	var h slog.Handler
+	if toJournal(os.Stderr) {
+		h = newPriorities(func(w io.Writer, o *slog.HandlerOptions) slog.Handler { return newHandler(format, w, o) }, logTo, level)
+	} else {
+		h = newHandler(format, logTo, &slog.HandlerOptions{Level: level})
 	}
-	return slog.New(slog.NewTextHandler(logTo, opts))
+	return slog.New(newCalm(h, time.Now))
+}
+
+func newHandler(format string, w io.Writer, o *slog.HandlerOptions) slog.Handler {
+	if format == "json" {
+		return slog.NewJSONHandler(w, o)
+	}
+	return slog.NewTextHandler(w, o)
 }
