@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,6 +97,8 @@ type server struct {
 	port string
 	log  *log
 	done chan struct{}
+	// killed says that it need not end in good order.
+	killed bool
 }
 
 // start starts a server on a free loopback port.
@@ -143,12 +146,49 @@ func startProgram(t *testing.T, args ...string) *server {
 	return s
 }
 
+// startOn starts a program that will listen on a port, and waits until it does.
+func startOn(t *testing.T, port, name string, args ...string) *server {
+	t.Helper()
+	s := &server{t: t, cmd: exec.Command(name, args...), port: port, log: &log{t: t}, done: make(chan struct{})}
+	s.cmd.Stderr = s.log
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	go func() {
+		s.cmd.Wait()
+		close(s.done)
+	}()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			c.Close()
+			return s
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s does not listen: %v\n%s", name, err, s.log)
+		}
+	}
+}
+
+// freePort is a port that nobody listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
 // stop ends the server, which must go in good order.
 func (s *server) stop() {
 	s.cmd.Process.Signal(os.Interrupt)
 	select {
 	case <-s.done:
-		if code := s.cmd.ProcessState.ExitCode(); code != 0 && !s.t.Failed() {
+		if code := s.cmd.ProcessState.ExitCode(); code != 0 && !s.killed && !s.t.Failed() {
 			s.t.Errorf("the server ended with status %d:\n%s", code, s.log)
 		}
 	case <-time.After(30 * time.Second):

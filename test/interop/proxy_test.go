@@ -2,12 +2,10 @@ package interop
 
 import (
 	"encoding/binary"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -16,7 +14,7 @@ import (
 // again and again. The machine does not notice,
 // and nothing that it wrote is lost.
 func TestQCOW2SurvivesItsServer(t *testing.T) {
-	need(t, "qemu-system-x86_64", "qemu-nbd", "nbdcopy")
+	need(t, "qemu-system-x86_64", "qemu-nbd", "nbdcopy", "pkill")
 	const size = 16 << 20
 	tmp, dir := t.TempDir(), certificates(t)
 	raw, image, copied := filepath.Join(tmp, "raw"), filepath.Join(tmp, "disk.qcow2"), filepath.Join(tmp, "copied")
@@ -117,13 +115,13 @@ func TestProxyToTLS(t *testing.T) {
 	need(t, "nbdinfo", "nbdcopy", "nbdkit")
 	dir := certificates(t)
 	image := random(t, 8<<20)
-	images := filepath.Dir(image)
+	images, nbdkitPort := filepath.Dir(image), freePort(t)
 	for name, far := range map[string]*server{
 		"ours":   start(t, "--tls-certificates="+dir, "--tls-verify-peer", "file", "dir="+images),
-		"nbdkit": startNBDKit(t, "--tls=require", "--tls-certificates="+dir, "--tls-verify-peer", "file", "dir="+images),
+		"nbdkit": startOn(t, nbdkitPort, "nbdkit", "-f", "-i", "127.0.0.1", "-p", nbdkitPort, "--tls=require", "--tls-certificates="+dir, "--tls-verify-peer", "file", "dir="+images),
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, "--tls=off", "nbd", far.uri(dir), "dynamic-export=true", "connections=4", "retry=20")
+			s := start(t, "--tls=off", "nbd", far.uri(dir), "dynamic-export=true", "connections=4")
 			list := run(t, "nbdinfo", "--list", s.uri(""))
 			if !strings.Contains(list, `export="`+filepath.Base(image)+`"`) {
 				t.Errorf("the list:\n%s", list)
@@ -136,28 +134,4 @@ func TestProxyToTLS(t *testing.T) {
 			}
 		})
 	}
-}
-
-// startNBDKit starts Debian's nbdkit on a free loopback port.
-func startNBDKit(t *testing.T, args ...string) *server {
-	t.Helper()
-	s := &server{t: t, log: &log{t: t}, done: make(chan struct{})}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, s.port, _ = net.SplitHostPort(l.Addr().String())
-	l.Close()
-	s.cmd = exec.Command("nbdkit", append([]string{"-f", "-i", "127.0.0.1", "-p", s.port}, args...)...)
-	s.cmd.Stderr = s.log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		s.cmd.Wait()
-		close(s.done)
-	}()
-	t.Cleanup(s.stop)
-	return s
 }
