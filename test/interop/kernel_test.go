@@ -2,6 +2,9 @@ package interop
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -16,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nbd-ktls-server/ktls"
+	"nbd-ktls-server/nbd/wire"
+	"nbd-ktls-server/test/nbdtest"
+	"nbd-ktls-server/tlsengine/pki"
 )
 
 // inMachine skips a test that is for a virtual machine of test/vm, and returns
@@ -208,11 +214,104 @@ func TestTruncatedUnderUs(t *testing.T) {
 	})
 }
 
+// TestFailingDisk: what a disk cannot read is an error of the request, and what it
+// can is right, whether the kernel streams it or not.
+func TestFailingDisk(t *testing.T) {
+	able := inMachine(t)
+	need(t, "dmsetup", "qemu-io")
+	const sector, bad, good = 512, 4 << 20, 5 << 20 // from bad to good there is nothing
+	image := random(t, 16<<20)
+	device := loopDevice(t, image)
+	table := filepath.Join(t.TempDir(), "table")
+	lines := fmt.Sprintf("0 %[2]d linear %[1]s 0\n%[2]d %[4]d error\n%[3]d %[5]d linear %[1]s %[3]d\n",
+		device, bad/sector, good/sector, (good-bad)/sector, (16<<20-good)/sector)
+	if err := os.WriteFile(table, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DM_DISABLE_UDEV", "1") // there is none, to make device nodes
+	run(t, "dmsetup", "create", "failing", table)
+	defer run(t, "dmsetup", "remove", "--retry", "failing")
+	bothWays(t, func(t *testing.T, flags []string, dir string) {
+		if dir != "" && able != "none" {
+			flags = with(flags, []string{"--ktls=require"})
+		}
+		s := start(t, with(flags, []string{"-r", "file", "/dev/mapper/failing"})...)
+		defer s.stop() // before the device is removed
+		object, opts := s.qemu(dir)
+		out, _ := try(t, "qemu-io", with(object, []string{
+			"-r", "--image-opts", opts, // with structured replies
+			"-c", "read 4M 512k", "-c", "read 3840k 512k", "-c", "read 4100k 4k", "-c", "read 3M 1M", "-c", "read 5M 1M",
+		})...)
+		if strings.Count(out, "read failed: Input/output error") != 3 || strings.Count(out, "read 1048576/1048576") != 2 {
+			t.Errorf("with structured replies:\n%s", out)
+		}
+		c := nbdtest.Hello(t, s.addr()) // with simple ones
+		if dir != "" {
+			c.StartTLS(clientOf(t, dir))
+		}
+		c.Go("")
+		want := make([]byte, 256<<10)
+		for _, at := range []uint64{3 << 20, bad, bad - 128<<10, good} {
+			got, errno := c.Pread(at, uint32(len(want)))
+			if fails := at != 3<<20 && at != good; fails != (errno == wire.EIO) {
+				t.Errorf("with simple replies, at %d: %v", at, errno)
+			} else if !fails {
+				if readAt(t, image, want, int64(at)); !bytes.Equal(got, want) {
+					t.Errorf("at %d: wrong data", at)
+				}
+			}
+		}
+		s.log.expect("request failed", "input/output error")
+	})
+}
+
+// clientOf is how a client with the certificates of a directory does TLS.
+func clientOf(t *testing.T, dir string) *tls.Config {
+	t.Helper()
+	ca, err := pki.ReadCert(dir, pki.CACert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := tls.LoadX509KeyPair(filepath.Join(dir, pki.ClientCert), filepath.Join(dir, pki.ClientKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "localhost", Certificates: []tls.Certificate{own}}
+	c.RootCAs.AddCert(ca)
+	return c
+}
+
+// TestFullDisk: a file system without room is an error of the request, which says so.
+func TestFullDisk(t *testing.T) {
+	inMachine(t)
+	need(t, "qemu-io")
+	dir := certificates(t)
+	where := t.TempDir()
+	if err := unix.Mount("tmpfs", where, "tmpfs", 0, "size=2m"); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(where, "disk.img")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "--tls-certificates="+dir, "file", image)
+	defer unix.Unmount(where, unix.MNT_DETACH)
+	object, opts := s.qemu(dir)
+	out, _ := try(t, "qemu-io", with(object, []string{
+		"--image-opts", opts, "-c", "write -P 1 0 1M", "-c", "write -P 2 1M 4M", "-c", "flush", "-c", "read -P 1 0 1M",
+		"-c", "discard 1M 4M", "-c", "write -P 3 1M 512k", "-c", "read -P 3 1M 512k",
+	})...)
+	if !contains(out, "write failed: No space left on device", "read 1048576/1048576", "wrote 524288/524288", "read 524288/524288") ||
+		strings.Contains(out, "Pattern verification failed") {
+		t.Error(out)
+	}
+}
+
 // TestKernelClient puts a file system on a device of the kernel's own client,
 // through nbd-client, which does TLS for it.
 func TestKernelClient(t *testing.T) {
 	inMachine(t)
-	need(t, "nbd-client", "mkfs.ext4", "fsck.ext4")
+	need(t, "nbd-client", "mkfs.ext4", "fsck.ext4", "fio")
 	dir := certificates(t)
 	image := sparse(t, 128<<20)
 	s := start(t, "--tls-certificates="+dir, "--tls-rekey-after=2M", "-e", "disk", "file", image)
@@ -220,6 +319,9 @@ func TestKernelClient(t *testing.T) {
 	run(t, "nbd-client", "127.0.0.1", s.port, device, "-N", "disk", "-cacertfile", dir+"/ca-cert.pem",
 		"-certfile", dir+"/client-cert.pem", "-keyfile", dir+"/client-key.pem", "-tlshostname", "localhost")
 	defer run(t, "nbd-client", "-d", device)
+	// 64 writes of any size in flight, at random places, then all is read again.
+	run(t, "fio", "--name=verify", "--filename="+device, "--rw=randwrite", "--bsrange=4k-128k", "--size=8M", "--direct=1",
+		"--ioengine=libaio", "--iodepth=64", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=32", "--randseed=7")
 	run(t, "mkfs.ext4", "-q", device)
 	if err := os.MkdirAll(where, 0o755); err != nil {
 		t.Fatal(err)
