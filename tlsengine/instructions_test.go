@@ -1,7 +1,9 @@
 package tlsengine
 
 import (
+	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -102,6 +104,76 @@ func TestInstructions(t *testing.T) {
 	fmt.Println(table.String())
 }
 
+// TestInstructionsOfReceiving prints likewise what it costs to receive writes of a
+// client, which sends records of 16 KiB: opened here, or by the kernel.
+func TestInstructionsOfReceiving(t *testing.T) {
+	if os.Getenv("NBD_TEST_INSTRUCTIONS") == "" {
+		t.Skip("NBD_TEST_INSTRUCTIONS is not set")
+	}
+	ways := []struct {
+		name    string
+		receive func(*Conn) io.Reader
+	}{
+		{"kernel", func(c *Conn) io.Reader { c.receiveInKernel(t); return c.raw }},
+		{"user space", func(c *Conn) io.Reader { return c }},
+	}
+	var table strings.Builder
+	fmt.Fprintf(&table, "%-10s", "bytes")
+	for _, w := range ways {
+		fmt.Fprintf(&table, "%16s", w.name)
+	}
+	for n := 1024; n <= 1<<20; n *= 4 {
+		fmt.Fprintf(&table, "\n%-10d", n)
+		for _, w := range ways {
+			server, c := connect(t, Options{KTLS: KTLSOff}, nil)
+			r := w.receive(server)
+			const times = 40
+			var records []byte
+			for range times {
+				for left := n; left > 0; left -= min(left, maxPlaintext) {
+					records = append(records, c.record(typeApplicationData, make([]byte, min(left, maxPlaintext)), 0)...)
+				}
+			}
+			go c.nc.Write(records)
+			buf := make([]byte, n)
+			cost := costOf(t, times, func(int) error {
+				_, err := io.ReadFull(r, buf)
+				return err
+			})
+			fmt.Fprintf(&table, "%16.0f", float64(cost))
+			server.Close()
+			c.nc.Close()
+		}
+	}
+	fmt.Println("instructions for each message, the receiving thread's:")
+	fmt.Println(table.String())
+}
+
+// receiveInKernel gives the kernel the keys of the receiving direction, which
+// nothing but this measurement does (struct tls12_crypto_info_aes_gcm_128).
+func (c *Conn) receiveInKernel(t *testing.T) {
+	t.Helper()
+	info := c.in.cryptoInfo()
+	b := binary.NativeEndian.AppendUint16(nil, 0x0304)
+	b = binary.NativeEndian.AppendUint16(b, uint16(ktls.AES128GCM))
+	b = append(b, info.IV[4:]...)
+	b = append(b, info.Key...)
+	b = append(b, info.IV[:4]...)
+	b = binary.BigEndian.AppendUint64(b, info.RecSeq)
+	rc, err := c.raw.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) {
+		if err = unix.SetsockoptString(int(fd), unix.SOL_TCP, unix.TCP_ULP, "tls"); err == nil {
+			err = unix.SetsockoptString(int(fd), unix.SOL_TLS, 2, string(b)) // TLS_RX
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // sink throws away what comes, without copying it.
 func sink(nc *net.TCPConn) {
 	rc, err := nc.SyscallConn()
@@ -119,20 +191,25 @@ func sink(nc *net.TCPConn) {
 
 // cost is what one call of send costs this thread.
 func cost(t *testing.T, send func([]byte, int64, int) error, n int) time.Duration {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	buf := make([]byte, 16+n+1)
 	times := min(max(1<<20/n, 16), 200)
+	return costOf(t, times+4, func(i int) error { return send(buf, int64(i%(8<<20/n)*n), n) })
+}
+
+// costOf is what one call of f costs this thread, after the first four.
+func costOf(t *testing.T, times int, f func(i int) error) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	var begun unix.Timespec
-	for i := range times + 4 {
+	for i := range times {
 		if i == 4 { // warm
 			unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &begun)
 		}
-		if err := send(buf, int64(i%(8<<20/n)*n), n); err != nil {
+		if err := f(i); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var ended unix.Timespec
 	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ended)
-	return time.Duration(ended.Nano()-begun.Nano()) / time.Duration(times)
+	return time.Duration(ended.Nano()-begun.Nano()) / time.Duration(times-4)
 }
