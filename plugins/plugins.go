@@ -9,6 +9,7 @@ import (
 	"nbd-ktls-server/plugins/eval"
 	"nbd-ktls-server/plugins/example"
 	"nbd-ktls-server/plugins/filters"
+	"nbd-ktls-server/plugins/mkdisk"
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/proxy"
 	"nbd-ktls-server/plugins/sh"
@@ -20,12 +21,19 @@ func All() []plugin.Plugin {
 		eval.Plugin,
 		example.Plugin,
 		filePlugin,
+		fullPlugin,
+		infoPlugin,
 		memoryPlugin,
 		proxy.Plugin,
 		nullPlugin,
+		mkdisk.Ondemand,
 		patternPlugin,
+		randomPlugin,
 		sh.Plugin,
+		sparseRandomPlugin,
 		splitPlugin,
+		mkdisk.Tmpdisk,
+		zeroPlugin,
 	}
 }
 
