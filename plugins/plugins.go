@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strings"
 
+	"nbd-ktls-server/plugins/data"
 	"nbd-ktls-server/plugins/eval"
 	"nbd-ktls-server/plugins/example"
 	"nbd-ktls-server/plugins/filters"
 	"nbd-ktls-server/plugins/mkdisk"
+	"nbd-ktls-server/plugins/partitioning"
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/proxy"
 	"nbd-ktls-server/plugins/sh"
@@ -18,6 +20,7 @@ import (
 // All is every plugin there is.
 func All() []plugin.Plugin {
 	return []plugin.Plugin{
+		data.Plugin,
 		eval.Plugin,
 		example.Plugin,
 		filePlugin,
@@ -27,6 +30,7 @@ func All() []plugin.Plugin {
 		proxy.Plugin,
 		nullPlugin,
 		mkdisk.Ondemand,
+		partitioning.Plugin,
 		patternPlugin,
 		randomPlugin,
 		sh.Plugin,

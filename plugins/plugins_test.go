@@ -44,7 +44,7 @@ func TestParameters(t *testing.T) {
 		{plugin: "file", args: "x dir=y", wrong: "either file= or dir="},
 		{plugin: "file", args: "x cache=none", wrong: "cache=none"},
 		{plugin: "file", args: "dir=/nowhere", wrong: "no such file"},
-		{plugin: "nothing", wrong: `no plugin "nothing"; there are eval, example, file, full`},
+		{plugin: "nothing", wrong: `no plugin "nothing"; there are data, eval, example, file, full`},
 	} {
 		t.Run(test.plugin+" "+test.args, func(t *testing.T) {
 			size, err := configure(test.plugin, strings.Fields(test.args))

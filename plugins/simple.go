@@ -46,7 +46,7 @@ var (
 		Summary: "a disk of no bytes",
 		Usage:   "zero",
 		Configure: func(*plugin.Params) (*plugin.Source, error) {
-			return plugin.Single(null.New(0)), nil
+			return plugin.Single(fixed(nil)), nil
 		},
 	}
 	fullPlugin = plugin.Plugin{
@@ -116,10 +116,15 @@ func sized(p *plugin.Params, required bool, backend func(int64) nbd.Backend) (*p
 
 // noSpace lets every change fail.
 func noSpace(a *nbd.Abilities) {
+	a.Sync, a.WriteFUA = nil, nil
 	a.WriteAt = func([]byte, int64) (int, error) { return 0, syscall.ENOSPC }
-	a.WriteFUA = a.WriteAt
 	a.Trim = func(_, _ int64) error { return syscall.ENOSPC }
-	a.Zero = func(_, _ int64, _ nbd.ZeroFlags) error { return syscall.ENOSPC }
+	a.Zero = func(_, _ int64, flags nbd.ZeroFlags) error {
+		if flags&nbd.ZeroFast != 0 {
+			return errors.ErrUnsupported
+		}
+		return syscall.ENOSPC
+	}
 }
 
 func sparseOptions(p *plugin.Params) (o random.Sparse, err error) {
@@ -193,7 +198,7 @@ func (f fixed) ReadAt(p []byte, off int64) (int, error) { return copy(p, f[off:]
 func (f fixed) WriteAt([]byte, int64) (int, error)      { return 0, syscall.EROFS }
 func (f fixed) Size() (int64, error)                    { return int64(len(f)), nil }
 func (f fixed) Sync() error                             { return nil }
-func (f fixed) Resolve(a *nbd.Abilities) error          { a.ReadOnly(); return nil }
+func (f fixed) Resolve(a *nbd.Abilities) error          { readOnly(a); return nil }
 
 // clock is a read-only disk of a time: eight bytes of seconds, four of
 // microseconds, both big endian.
@@ -209,4 +214,11 @@ func (c clock) ReadAt(p []byte, off int64) (int, error) {
 func (clock) WriteAt([]byte, int64) (int, error) { return 0, syscall.EROFS }
 func (clock) Size() (int64, error)               { return 12, nil }
 func (clock) Sync() error                        { return nil }
-func (clock) Resolve(a *nbd.Abilities) error     { a.ReadOnly(); return nil }
+func (clock) Resolve(a *nbd.Abilities) error     { readOnly(a); return nil }
+
+// readOnly is what disks are that are made up as they are read.
+func readOnly(a *nbd.Abilities) {
+	a.ReadOnly()
+	a.Sync = nil
+	a.Cache = func(_, _ int64) error { return nil }
+}

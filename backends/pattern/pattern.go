@@ -48,6 +48,7 @@ func (b *Backend) Sync() error { return nil }
 // Resolve implements [nbd.Resolver].
 func (b *Backend) Resolve(a *nbd.Abilities) error {
 	a.ReadOnly()
+	a.Sync = nil
 	a.Cache = func(_, _ int64) error { return nil }
 	return nil
 }

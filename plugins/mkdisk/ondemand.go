@@ -89,6 +89,7 @@ func (d *demand) open(ctx context.Context, info nbd.OpenInfo) (nbd.Backend, erro
 		d.give(name)
 		return nil, err
 	}
+	a.MultiConn = false // one is all there can be
 	closeFile := a.Close
 	a.Close = func() error {
 		defer d.give(name)
@@ -110,7 +111,7 @@ func (d *demand) openTaken(ctx context.Context, name string) (*nbd.Abilities, er
 			return nil, err
 		}
 	}
-	f, err := file.Open(path, file.Options{ReadOnly: false})
+	f, err := file.Open(path, file.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ var Tmpdisk = plugin.Plugin{
 		s.Edit(func(_ context.Context, _ nbd.OpenInfo, a *nbd.Abilities) error {
 			// Nobody will ask for what is on it when the power has gone.
 			a.Sync, a.WriteFUA = func() error { return nil }, a.WriteAt
+			a.MultiConn = false // each connection has a disk of its own
 			return nil
 		})
 		return s, nil
