@@ -259,7 +259,7 @@ func identity(c Client) string {
 // greet sends the greeting and reads the client's flags (proto.md, "Fixed
 // newstyle negotiation").
 func (c *conn) greet() (wire.ClientFlags, error) {
-	b := wire.AppendGreeting(nil, wire.FlagFixedNewstyle|wire.FlagNoZeroes)
+	b := wire.AppendGreeting(nil, (wire.FlagFixedNewstyle|wire.FlagNoZeroes)&^c.srv.HiddenFlags)
 	if _, err := c.raw.Write(b); err != nil {
 		return 0, fmt.Errorf("sending the greeting: %w", err)
 	}

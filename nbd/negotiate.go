@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"nbd-ktls-server/nbd/wire"
@@ -112,7 +113,7 @@ func (n *negotiation) answer(opt wire.Option, data []byte) (*session, error) {
 	}
 	h, ok := options[opt]
 	switch {
-	case !ok:
+	case !ok, slices.Contains(n.srv.Unsupported, opt):
 		return nil, n.refuse(opt, wire.RepErrUnsup, "this server has no option %d", uint32(opt))
 	case data == nil && opt == wire.OptExportName:
 		return nil, fmt.Errorf("%v: the name is longer than %d bytes", opt, wire.MaxString)

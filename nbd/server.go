@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"nbd-ktls-server/nbd/wire"
 )
 
 // Server serves exports to NBD clients. Its zero value, with Exports set, is
@@ -32,6 +34,11 @@ type Server struct {
 	// Without it, and with StartTLS set, the mode is SELECTIVETLS: exports say
 	// themselves whether they are TLSOnly.
 	ForceTLS bool
+
+	// Unsupported are options that are answered as if they were not known, and
+	// HiddenFlags handshake flags that are not shown: to test clients.
+	Unsupported []wire.Option
+	HiddenFlags wire.HandshakeFlags
 
 	// Limits bound what clients can make the server spend.
 	Limits Limits

@@ -65,16 +65,28 @@ func detach(ctx context.Context) error {
 	return errors.New("the process in the background ended before it was ready")
 }
 
+// toSyslog lets the log go to syslog(3), or nowhere if there is none.
+func toSyslog() {
+	sl, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_WARNING, nbdkitName)
+	if err != nil {
+		logTo.to(io.Discard)
+		return
+	}
+	logTo.to(sl)
+}
+
 // finishDetaching is called by the one in the background when clients can
 // connect. From here on the log goes to syslog(3).
-func finishDetaching() error {
+func (o *options) finishDetaching() error {
 	os.Unsetenv(detachedEnv)
-	if sl, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_WARNING, nbdkitName); err == nil {
-		logTo.to(sl)
-	} else {
-		logTo.to(io.Discard)
+	if o.logTo == "" {
+		toSyslog()
 	}
-	if err := errors.Join(os.Chdir("/"), toDevNull(0, 1, 2)); err != nil {
+	streams := []int{0, 1, 2}
+	if o.logTo == "stderr" {
+		streams = streams[:2]
+	}
+	if err := errors.Join(os.Chdir("/"), toDevNull(streams...)); err != nil {
 		return err
 	}
 	ready := os.NewFile(readyFD, "ready")

@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -40,6 +43,12 @@ type options struct {
 	reloads                reloadCounts
 	exitWithParent, single bool
 	threads                int
+	user, group, logTo     string
+	vsock, swap, printURI  bool
+	noSR, noMC, keepalive  bool
+	maskHandshake          uint16
+	debug                  []string
+	dumpConfig, dumpPlugin bool
 	timeout                duration
 	portGiven, addrGiven   bool
 }
@@ -48,7 +57,7 @@ type options struct {
 func newOptions(name string) *options {
 	o := &options{
 		name: name, nbdkit: name == nbdkitName,
-		port: "10809", tls: tlsRequire, threads: 16, timeout: duration(10 * time.Second),
+		port: "10809", tls: tlsRequire, threads: 16, timeout: duration(10 * time.Second), maskHandshake: math.MaxUint16,
 	}
 	if o.nbdkit {
 		o.tls = tlsOff
@@ -63,6 +72,7 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.ipv4, "ipv4-only", "4", false, "listen on IPv4 addresses only")
 	fs.BoolVarP(&o.ipv6, "ipv6-only", "6", false, "listen on IPv6 addresses only")
 	fs.StringVarP(&o.unix, "unix", "U", "", "listen on this Unix socket; - makes a private one")
+	fs.BoolVar(&o.vsock, "vsock", false, "listen on a port of vsock(7) instead, for virtual machines of this host")
 	fs.StringVarP(&o.exportname, "exportname", "e", "", o.exportnameHelp())
 	if !o.nbdkit {
 		fs.StringVar(&o.config, "config", "", "serve what this file says, instead of a plugin")
@@ -78,6 +88,8 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.run, "run", "", "run this shell command with $uri and others set, then exit with its status")
 	fs.BoolVar(&o.exitWithParent, "exit-with-parent", false, "exit when the parent process does")
 	fs.BoolVarP(&o.single, "single", "s", false, "serve one client on standard input and output")
+	fs.StringVarP(&o.user, "user", "u", "", "become this user, and its groups, once the sockets are there")
+	fs.StringVarP(&o.group, "group", "g", "", "become this group likewise")
 	fs.StringVarP(&o.pidfile, "pidfile", "P", "", "write the process ID to this file once clients can connect")
 	fs.IntVarP(&o.threads, "threads", "t", o.threads, "requests of one connection worked on at the same time")
 	fs.Var(&o.timeout, "timeout", "how long a client may take to choose an export; 0 is for ever")
@@ -85,6 +97,16 @@ func (o *options) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.newstyle, "newstyle", "n", false, "accepted: there is no other style")
 	fs.BoolVarP(&o.verbose, "verbose", "v", false, "log more")
 	fs.BoolVarP(&o.version, "version", "V", false, "print the version")
+	fs.StringVar(&o.logTo, "log", "", "where the log goes: stderr, syslog or null")
+	fs.BoolVar(&o.printURI, "print-uri", false, "print the URI of the server")
+	fs.BoolVar(&o.swap, "swap", false, "lock the server's memory, as for a swap device on the same machine")
+	fs.Uint16Var(&o.maskHandshake, "mask-handshake", o.maskHandshake, "show these handshake flags only, to test clients")
+	fs.BoolVar(&o.noSR, "no-sr", false, "do not offer structured replies, to test clients")
+	fs.BoolVar(&o.noMC, "no-mc", false, "do not offer meta contexts, to test clients")
+	fs.BoolVar(&o.keepalive, "keepalive", true, "accepted: TCP keepalive is always on")
+	fs.StringArrayVarP(&o.debug, "debug", "D", nil, "accepted, NAME=N: --verbose says everything")
+	fs.BoolVar(&o.dumpConfig, "dump-config", false, "print how the program was made")
+	fs.BoolVar(&o.dumpPlugin, "dump-plugin", false, "print what is known of the plugin")
 	addAbsent(fs)
 }
 
@@ -116,9 +138,13 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 	if o.nbdkit && o.tlsCertificates != "" && !fs.Changed("tls") {
 		o.tls = tlsOn // as nbdkit does
 	}
-	port, err := strconv.ParseUint(o.port, 10, 16)
+	bits := 16
+	if o.vsock {
+		bits = 32
+	}
+	port, err := strconv.ParseUint(o.port, 10, bits)
 	activated := systemd.Activated()
-	for _, name := range []string{"unix", "ipaddr", "run", "pidfile", "tls-certificates"} {
+	for _, name := range []string{"unix", "ipaddr", "run", "pidfile", "tls-certificates", "user", "group"} {
 		// An unset variable in a script must not turn a private socket into a
 		// port on all interfaces.
 		if f := fs.Lookup(name); f.Changed && f.Value.String() == "" {
@@ -134,7 +160,15 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 	case o.tls != tlsOff && o.tls != tlsOn && o.tls != tlsRequire:
 		return fmt.Errorf("--tls=%s: it must be off, on or require", o.tls)
 	case err != nil:
-		return fmt.Errorf("--port=%s: it must be a number from 0 to 65535", o.port)
+		return fmt.Errorf("--port=%s: it must be a number from 0 to %d", o.port, uint64(1)<<bits-1)
+	case o.vsock && (fs.Changed("unix") || fs.Changed("ipaddr") || o.single || activated):
+		return errors.New("--vsock does not go with --unix, --ipaddr, --single or LISTEN_FDS")
+	case !slices.Contains([]string{"", "stderr", "syslog", "null"}, o.logTo):
+		return fmt.Errorf("--log=%s: it must be stderr, syslog or null", o.logTo)
+	case !o.debugFlags():
+		return fmt.Errorf("--debug=%s: it must be NAME=N", strings.Join(o.debug, ","))
+	case o.ktls == ktlsPolicy(tlsengine.KTLSRequire) && o.vsock:
+		return errors.New("--ktls=require needs TLS over TCP")
 	case fs.Changed("unix") && (o.portGiven || fs.Changed("ipaddr")):
 		return errors.New("--unix does not go with --port or --ipaddr")
 	case activated && (o.addrGiven || o.run != "" || o.single):
@@ -151,11 +185,18 @@ func (o *options) check(fs *pflag.FlagSet, args []string) error {
 		return fmt.Errorf("--threads=%d: it must be at least 1", o.threads)
 	}
 	o.port = strconv.FormatUint(port, 10)
-	if o.run != "" && !o.addrGiven {
+	if o.run != "" && !o.addrGiven && !o.vsock {
 		o.unix = "-" // a captive server is private, as nbdkit's is since 1.36
 	}
 	return nil
 }
+
+// debugFlags reports whether all of --debug are flags as nbdkit has them.
+func (o *options) debugFlags() bool {
+	return !slices.ContainsFunc(o.debug, func(s string) bool { return !debugFlag.MatchString(s) })
+}
+
+var debugFlag = regexp.MustCompile(`^[A-Za-z0-9._-]+=[0-9]+$`)
 
 // checkWithConfig reports what does not go with a configuration file.
 func checkWithConfig(fs *pflag.FlagSet, args []string) (err error) {
@@ -163,7 +204,7 @@ func checkWithConfig(fs *pflag.FlagSet, args []string) (err error) {
 		return fmt.Errorf("%q does not go with --config: the file says what is exported", args[0])
 	}
 	fs.Visit(func(f *pflag.Flag) {
-		if !slices.Contains([]string{"config", "verbose", "pidfile", "foreground", "metrics"}, f.Name) {
+		if !slices.Contains([]string{"config", "verbose", "pidfile", "foreground", "metrics", "swap"}, f.Name) {
 			err = fmt.Errorf("--%s does not go with --config: the file says it", f.Name)
 		}
 	})

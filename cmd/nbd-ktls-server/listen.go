@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
+	"nbd-ktls-server/nbd/vsock"
 	"nbd-ktls-server/systemd"
 )
 
@@ -38,6 +40,8 @@ func (o *options) listen(ctx context.Context) (*listeners, error) {
 		ls.all, err = systemd.Listeners()
 	case o.unix != "":
 		err = ls.listenUnix(ctx, o.unix)
+	case o.vsock:
+		err = ls.listenVsock(o.port)
 	default:
 		err = ls.listenTCP(ctx, o)
 	}
@@ -101,6 +105,23 @@ func (ls *listeners) listenTCP(ctx context.Context, o *options) error {
 	return nil
 }
 
+// listenVsock listens on a port for the virtual machines of this host.
+func (ls *listeners) listenVsock(port string) error {
+	n, err := strconv.ParseUint(port, 10, 32)
+	if err != nil {
+		return err
+	}
+	l, err := vsock.Listen(uint32(n))
+	if err != nil {
+		return fmt.Errorf("vsock: %w", err)
+	}
+	ls.all = append(ls.all, l)
+	return nil
+}
+
+// privateSocket is the name of a socket in a directory of its own.
+const privateSocket = "socket"
+
 // listenUnix listens on a Unix socket; "-" is one in a directory of its own.
 func (ls *listeners) listenUnix(ctx context.Context, path string) error {
 	if path == "-" {
@@ -108,7 +129,7 @@ func (ls *listeners) listenUnix(ctx context.Context, path string) error {
 		if err != nil {
 			return err
 		}
-		ls.private, path = dir, filepath.Join(dir, "socket")
+		ls.private, path = dir, filepath.Join(dir, privateSocket)
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"nbd-ktls-server/nbd/vsock"
 )
 
 // location is where a client finds the server.
@@ -13,6 +15,7 @@ type location struct {
 	host       string // for the URI; "" with a Unix socket
 	port       string
 	unixsocket string
+	vsock      bool // host is a number then: 1 is this machine
 	exportname string
 	tls        string
 	tlsDir     string
@@ -30,6 +33,8 @@ func (o *options) location(ls *listeners) location {
 		}
 	} else if a, ok := ls.first("unix").(*net.UnixAddr); ok {
 		at.unixsocket = a.Name
+	} else if a, ok := ls.first("vsock").(vsock.Addr); ok {
+		at.vsock, at.host, at.port = true, "1", strconv.FormatUint(uint64(a.Port), 10)
 	}
 	return at
 }
@@ -52,6 +57,9 @@ func (at location) uri() string {
 	var query []string
 	if at.tls == tlsRequire {
 		scheme = "nbds"
+	}
+	if at.vsock {
+		scheme += "+vsock"
 	}
 	if at.unixsocket != "" {
 		scheme, authority = scheme+"+unix", ""

@@ -24,6 +24,12 @@ func (s *switchWriter) Write(p []byte) (int, error) { return (*s.w.Load()).Write
 // newLog returns the log: one line an event on standard error. Called nbdkit we
 // say only what went wrong, as nbdkit does.
 func (o *options) newLog() *slog.Logger {
+	switch o.logTo {
+	case "syslog":
+		toSyslog()
+	case "null":
+		logTo.to(io.Discard)
+	}
 	level := slog.LevelInfo
 	switch {
 	case o.verbose:

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -35,9 +36,14 @@ func newRoot(name string) *cobra.Command {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true, DisableDefaultCmd: o.nbdkit},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.version {
+			switch {
+			case o.version:
 				fmt.Println(versionText())
 				return nil
+			case o.dumpConfig:
+				return o.writeConfig(os.Stdout)
+			case o.dumpPlugin:
+				return o.writePlugin(cmd.Context(), os.Stdout, args)
 			}
 			if err := o.check(cmd.Flags(), args); err != nil {
 				return err
@@ -50,6 +56,13 @@ func newRoot(name string) *cobra.Command {
 	}
 	o.addFlags(cmd.Flags())
 	cmd.SetGlobalNormalizationFunc(nbdkitSpelling)
+	general := cmd.HelpFunc()
+	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
+		general(c, args)
+		if c == cmd {
+			fmt.Fprint(c.OutOrStdout(), helpOf(args))
+		}
+	})
 	if o.nbdkit {
 		cmd.SetHelpCommand(&cobra.Command{Hidden: true})
 	} else {
@@ -89,6 +102,7 @@ func nbdkitSpelling(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		"export": "exportname", "export-name": "exportname", "ip-addr": "ipaddr",
 		"pid-file": "pidfile", "read-only": "readonly", "stdin": "single",
 		"no-fork": "foreground", "new-style": "newstyle", "old-style": "oldstyle",
+		"no-structured-replies": "no-sr", "no-meta-contexts": "no-mc",
 	}[name]; ok {
 		name = first
 	}
@@ -98,21 +112,8 @@ func nbdkitSpelling(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 // absent are nbdkit's options that this program has not, and why.
 var absent = []struct{ name, short, why string }{
 	{"tls-psk", "", "pre-shared keys are not supported yet: use --tls-certificates"},
-	{"log", "", "the log goes to standard error: let the service manager collect it"},
-	{"user", "u", "privileges are not dropped yet: start the program as the user that it is to run as"},
-	{"group", "g", "privileges are not dropped yet: start the program as the user that it is to run as"},
-	{"vsock", "", "vsock is not supported yet"},
-	{"mask-handshake", "", "handshake flags cannot be masked yet"},
-	{"no-sr", "", "structured replies are not supported yet, so there is nothing to switch off"},
 	{"oldstyle", "o", "the oldstyle protocol is obsolete and knows no TLS"},
-	{"selinux-label", "", "SELinux labels are not set"},
-	{"swap", "", "memory is not locked"},
-	{"dump-config", "", "there is no configuration to dump yet"},
-	{"dump-plugin", "", "plugins cannot be dumped yet"},
-	{"keepalive", "", "TCP keepalive is always on"},
-	{"no-mc", "", "multi-conn cannot be switched off"},
-	{"print-uri", "", "the URI is in the log; --port=0 prints the port"},
-	{"debug", "D", "there are no debug flags: use --verbose"},
+	{"selinux-label", "", "SELinux labels are not set: let the policy label the socket"},
 }
 
 func addAbsent(fs *pflag.FlagSet) {

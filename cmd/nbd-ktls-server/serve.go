@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/nbd/wire"
 	"nbd-ktls-server/plugins"
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/systemd"
@@ -59,8 +60,12 @@ func (o *options) newSource(name string, args []string, log *slog.Logger, exit f
 	if o.single {
 		stdin = nil
 	}
+	var own func(string) error
+	if o.user != "" || o.group != "" {
+		own = o.own
+	}
 	return plugins.Configure(name, o.filters, args, plugin.Host{
-		ReadOnly: o.readonly, Log: log, Stdin: stdin,
+		ReadOnly: o.readonly, Log: log, Stdin: stdin, Own: own,
 		Exit: func(why string) {
 			log.Info("the server ends", "reason", why)
 			exit()
@@ -83,6 +88,14 @@ func (o *options) newServer(source *plugin.Source, log *slog.Logger) (*nbd.Serve
 		Exports: &pluginExports{source: source, readOnly: o.readonly, name: o.exportname, anyName: o.nbdkit},
 		Limits:  nbd.Limits{Requests: o.threads, HandshakeTimeout: time.Duration(o.timeout)},
 		Log:     log,
+
+		HiddenFlags: ^wire.HandshakeFlags(o.maskHandshake),
+	}
+	if o.noSR {
+		srv.Unsupported = append(srv.Unsupported, wire.OptStructuredReply, wire.OptExtendedHeaders)
+	}
+	if o.noMC {
+		srv.Unsupported = append(srv.Unsupported, wire.OptListMetaContext, wire.OptSetMetaContext)
 	}
 	if o.timeout == 0 {
 		srv.Limits.HandshakeTimeout = -1
@@ -97,12 +110,18 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 	if err := o.writePID(); err != nil {
 		return err
 	}
+	if err := o.settle(log, ls); err != nil {
+		return err
+	}
 	at := o.location(ls)
 	for _, l := range ls.all {
 		log.Info("listening", "address", l.Addr(), "uri", at.uri(), "tls", o.tls)
 	}
 	if o.portGiven && o.port == "0" && o.run == "" {
 		fmt.Println(at.port)
+	}
+	if o.printURI {
+		fmt.Println(at.uri())
 	}
 
 	g, gctx := errgroup.WithContext(ctx)
@@ -141,7 +160,7 @@ func (o *options) serveOn(ctx context.Context, srv *nbd.Server, ls *listeners, l
 	})
 	systemd.Ready()
 	if detached() {
-		if err := finishDetaching(); err != nil {
+		if err := o.finishDetaching(); err != nil {
 			return err
 		}
 	}
@@ -163,6 +182,9 @@ func (o *options) serveStdio(ctx context.Context, srv *nbd.Server) error {
 		return err
 	}
 	if err := o.writePID(); err != nil {
+		return err
+	}
+	if err := o.settle(slog.New(slog.DiscardHandler), &listeners{}); err != nil {
 		return err
 	}
 	if srv.ServeConn(ctx, nc) != nil {

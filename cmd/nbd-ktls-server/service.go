@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -144,7 +143,7 @@ func (ls *listeners) add(ctx context.Context, where config.Listen, activated map
 	case where.Unix != "":
 		return ls.listenUnix(ctx, where.Unix)
 	case where.VSock != "":
-		return errors.New("vsock is not supported yet")
+		return ls.listenVsock(where.VSock)
 	}
 	found := false
 	for name, all := range activated {

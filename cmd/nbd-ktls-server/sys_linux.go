@@ -53,6 +53,11 @@ func noCoreDumps() error {
 	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
+// lockMemory keeps what the program has in memory there, as it is touched.
+func lockMemory() error {
+	return os.NewSyscallError("mlockall", unix.Mlockall(unix.MCL_CURRENT|unix.MCL_FUTURE|unix.MCL_ONFAULT))
+}
+
 // kernelRelease is what uname -r prints.
 func kernelRelease() string {
 	var u unix.Utsname

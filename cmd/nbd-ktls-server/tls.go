@@ -107,9 +107,12 @@ func (o *options) certificates(log *slog.Logger) (string, error) {
 	return filepath.Abs(o.tlsCertificates)
 }
 
+// rootCertificates is where nbdkit looks for them if root runs it.
+const rootCertificates = "/etc/pki/nbdkit"
+
 // nbdkitCertificates looks where nbdkit does.
 func (o *options) nbdkitCertificates() (string, error) {
-	dirs := []string{"/etc/pki/nbdkit"}
+	dirs := []string{rootCertificates}
 	if home, err := os.UserHomeDir(); err == nil && os.Geteuid() != 0 {
 		dirs = []string{filepath.Join(home, ".pki/nbdkit"), filepath.Join(home, ".config/pki/nbdkit")}
 	}

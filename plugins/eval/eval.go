@@ -3,8 +3,6 @@
 package eval
 
 import (
-	"os"
-
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/sh"
 )
@@ -49,7 +47,7 @@ func configure(p *plugin.Params) (*plugin.Source, error) {
 			fragments[i.method] = i.fragment
 		}
 	}
-	dir, err := os.MkdirTemp("", "nbd-ktls-server-eval-*")
+	dir, err := p.TempDir("nbd-ktls-server-eval-*")
 	if err != nil {
 		return nil, err
 	}

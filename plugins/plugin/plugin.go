@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 
 	"nbd-ktls-server/nbd"
@@ -24,6 +25,8 @@ type Plugin struct {
 	// Configure checks the parameters. It opens nothing that belongs to one
 	// export.
 	Configure func(p *Params) (*Source, error)
+	// Dump writes lines name=value about the plugin, for scripts; nil: none.
+	Dump func(ctx context.Context, w io.Writer, args []string, h Host) error
 }
 
 // Filter changes what a source offers.
@@ -112,6 +115,18 @@ type Host struct {
 	Stdin io.Reader
 	// Exit ends the server, softly, because of why.
 	Exit func(why string)
+	// Own gives a file or directory to the user that the server will become; nil:
+	// it remains who it is.
+	Own func(path string) error
+}
+
+// TempDir makes a directory that the server can use to its end.
+func (h *Host) TempDir(pattern string) (string, error) {
+	dir, err := os.MkdirTemp("", pattern)
+	if err == nil && h.Own != nil {
+		err = h.Own(dir)
+	}
+	return dir, err
 }
 
 // Configure makes the source that args describe, with the parameters of p and of

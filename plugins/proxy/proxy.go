@@ -14,6 +14,7 @@ import (
 
 	"nbd-ktls-server/backends/nbdclient"
 	"nbd-ktls-server/nbd"
+	"nbd-ktls-server/nbd/vsock"
 	"nbd-ktls-server/plugins/plugin"
 )
 
@@ -216,5 +217,5 @@ func dialVsockTo(cid, port string) (func(context.Context) (net.Conn, error), err
 	if err != nil {
 		return nil, fmt.Errorf("vsock: %q is not the number of a port", port)
 	}
-	return func(context.Context) (net.Conn, error) { return dialVsock(uint32(c), uint32(n)) }, nil
+	return func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, uint32(c), uint32(n)) }, nil
 }

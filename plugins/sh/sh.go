@@ -22,6 +22,50 @@ var Plugin = plugin.Plugin{
 	Usage:     "sh [script=]SCRIPT|- [[KEY=]VALUE]...",
 	Magic:     "script",
 	Configure: configure,
+	Dump:      dump,
+}
+
+// maxStatus is the last exit status that means something here.
+const maxStatus = statusDisconnectFail
+
+// dump says which statuses a script may end with, and what the script says.
+func dump(ctx context.Context, w io.Writer, args []string, h plugin.Host) error {
+	fmt.Fprintf(w, "max_known_status=%d\n", maxStatus)
+	if len(args) == 0 {
+		return nil
+	}
+	s, err := newScript(strings.TrimPrefix(args[0], "script="), h)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(s.Dir)
+	if _, err := s.do(ctx, call{method: "load"}); optional("load", err) != nil {
+		return err
+	}
+	out, err := s.do(ctx, call{method: "dump_plugin"})
+	if err := optional("dump_plugin", err); err != nil {
+		return err
+	}
+	_, err = w.Write(out)
+	return err
+}
+
+// newScript finds a script and makes its $tmpdir.
+func newScript(script string, h plugin.Host) (*Script, error) {
+	dir, err := h.TempDir("nbd-ktls-server-sh-*")
+	if err != nil {
+		return nil, err
+	}
+	path, err := scriptPath(script, dir, &h)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	s := &Script{Dir: dir, Host: h, Command: func(method string) []string { return []string{path, method} }}
+	if !startsWithHashBang(path) {
+		s.Command = func(method string) []string { return []string{"/bin/sh", path, method} }
+	}
+	return s, nil
 }
 
 func configure(p *plugin.Params) (*plugin.Source, error) {
@@ -29,19 +73,11 @@ func configure(p *plugin.Params) (*plugin.Source, error) {
 	if len(given) == 0 || given[0].Key != "script" {
 		return nil, errors.New("the first parameter has to be the script")
 	}
-	dir, err := os.MkdirTemp("", "nbd-ktls-server-sh-*")
+	s, err := newScript(given[0].Value, p.Host)
 	if err != nil {
 		return nil, err
 	}
-	path, err := scriptPath(given[0].Value, dir, p.Stdin)
-	if err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	s := &Script{Dir: dir, Host: p.Host, Command: func(method string) []string { return []string{path, method} }}
-	if !startsWithHashBang(path) {
-		s.Command = func(method string) []string { return []string{"/bin/sh", path, method} }
-	}
+	dir := s.Dir
 	magic := func() (string, error) {
 		out, err := s.do(context.Background(), call{method: "magic_config_key"})
 		if errors.Is(err, errMissing) {
@@ -66,7 +102,7 @@ func configure(p *plugin.Params) (*plugin.Source, error) {
 
 // scriptPath is where the script is: what is read from standard input is saved in
 // dir.
-func scriptPath(script, dir string, stdin io.Reader) (string, error) {
+func scriptPath(script, dir string, h *plugin.Host) (string, error) {
 	if script != "-" {
 		path, err := filepath.Abs(script)
 		if err == nil {
@@ -74,15 +110,19 @@ func scriptPath(script, dir string, stdin io.Reader) (string, error) {
 		}
 		return path, err
 	}
-	if stdin == nil {
+	if h.Stdin == nil {
 		return "", errors.New("the script cannot be read from standard input: a client is there")
 	}
-	b, err := io.ReadAll(stdin)
+	b, err := io.ReadAll(h.Stdin)
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "inline-script.sh")
-	return path, os.WriteFile(path, b, 0o500)
+	err = os.WriteFile(path, b, 0o500)
+	if err == nil && h.Own != nil {
+		err = h.Own(path)
+	}
+	return path, err
 }
 
 // startsWithHashBang reports whether the kernel can run a file by itself; a

@@ -17,7 +17,7 @@ import (
 var wanted = []string{
 	"crypto_simd", "aesni-intel", "ctr", "gcm", "ghash-generic", "ghash-clmulni-intel", "seqiv",
 	"chacha", "chacha_generic", "chacha-x86_64", "poly1305_generic", "poly1305-x86_64", "chacha20poly1305",
-	"tls", "virtio_pci", "virtio_blk", "nbd", "loop", "dm-mod", "ext4",
+	"tls", "virtio_pci", "virtio_blk", "nbd", "loop", "dm-mod", "ext4", "vsock_loopback",
 }
 
 // findModules returns the files of the wanted modules and of those they depend
