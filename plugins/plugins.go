@@ -81,3 +81,20 @@ func Configure(name string, filters, args []string, h plugin.Host) (*plugin.Sour
 	}
 	return plugin.Configure(p, fs, args, h)
 }
+
+// RunsPrograms reports whether an export would run programs: a plugin or a filter
+// does, with these parameters.
+func RunsPrograms(name string, filters, args []string) bool {
+	var programs []string
+	if p, err := Find(name); err == nil {
+		programs = append(programs, p.Programs...)
+	}
+	for _, name := range filters {
+		if f, err := FindFilter(name); err == nil {
+			programs = append(programs, f.Programs...)
+		}
+	}
+	return slices.ContainsFunc(programs, func(key string) bool {
+		return key == "*" || slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, key+"=") })
+	})
+}

@@ -24,6 +24,7 @@ type service struct {
 	catalog *catalog
 	log     *slog.Logger
 	level   *slog.LevelVar
+	box     *sandbox // that the process is in; nil: in none
 }
 
 // serveConfig is the main command with --config.
@@ -57,6 +58,9 @@ func (o *options) serveConfig(ctx context.Context) error {
 		return err
 	}
 	defer ls.close()
+	if err := s.confine(c); err != nil {
+		return err
+	}
 	s.log.Info("configuration read", "file", s.file, "exports", len(c.Exports))
 	systemd.Status(fmt.Sprintf("%d exports", len(c.Exports)))
 	o.reload = s.reload
@@ -189,6 +193,9 @@ func (s *service) tryReload() error {
 		if !reflect.DeepEqual(part.old, part.now) {
 			return fmt.Errorf("%s: %s has changed: that needs a restart", s.file, part.name)
 		}
+	}
+	if err := s.fits(c); err != nil {
+		return fmt.Errorf("%s: %w", s.file, err)
 	}
 	if err := s.catalog.replace(c); err != nil {
 		return err

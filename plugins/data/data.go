@@ -19,6 +19,7 @@ var Plugin = plugin.Plugin{
 	Usage:     "data [data=]DATA | raw=STRING | base64=STRING [size=SIZE] [allocator=sparse] [VARIABLE=DATA]...",
 	Magic:     "data",
 	Configure: configure,
+	Programs:  []string{"data"}, // that may have <(SCRIPT) in it
 }
 
 func configure(p *plugin.Params) (*plugin.Source, error) {

@@ -13,6 +13,7 @@ var Plugin = plugin.Plugin{
 	Summary:   "fragments of shell on the command line, one for each method",
 	Usage:     "eval METHOD=FRAGMENT... [KEY=VALUE]...",
 	Configure: configure,
+	Programs:  []string{"*"},
 }
 
 // methods are those that can be given.

@@ -22,7 +22,8 @@ import (
 
 var exitWhenFilter = plugin.Filter{
 	Name: "exitwhen", Summary: "ends the server when something happens, after the last client",
-	Usage: "[exit-when-file-created=FILE] [exit-when-file-deleted=FILE] [exit-when-pipe-closed=FD] [exit-when-process-exits=PID] [exit-when-script=SCRIPT] [exit-when-poll=SECS]",
+	Usage:    "[exit-when-file-created=FILE] [exit-when-file-deleted=FILE] [exit-when-pipe-closed=FD] [exit-when-process-exits=PID] [exit-when-script=SCRIPT] [exit-when-poll=SECS]",
+	Programs: []string{"exit-when-script"},
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		e := &exitWhen{exit: p.Exit, log: p.Log, done: make(chan struct{})}
 		if err := e.parse(p); err != nil {

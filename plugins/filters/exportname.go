@@ -15,7 +15,8 @@ import (
 
 var exportNameFilter = plugin.Filter{
 	Name: "exportname", Summary: "changes the names of exports",
-	Usage: "[default-export=NAME] [exportname-list=keep|error|empty|defaultonly|explicit] [exportname-strict=BOOL] [exportname=NAME]... [exportdesc=keep|none|fixed:TEXT|script:SCRIPT]",
+	Usage:    "[default-export=NAME] [exportname-list=keep|error|empty|defaultonly|explicit] [exportname-strict=BOOL] [exportname=NAME]... [exportdesc=keep|none|fixed:TEXT|script:SCRIPT]",
+	Programs: []string{"exportdesc"},
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		e := exportNames{names: p.Strings("exportname")}
 		e.first, _ = p.String("default-export")

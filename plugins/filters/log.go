@@ -22,6 +22,7 @@ import (
 
 var logFilter = plugin.Filter{
 	Name: "log", Summary: "writes every request to a file, or calls a script for it", Usage: "[logfile=FILE [logappend=BOOL]] [logscript=SCRIPT]",
+	Programs: []string{"logscript"},
 	Configure: func(p *plugin.Params) (func(*plugin.Source), error) {
 		l := &requestLog{readOnly: p.ReadOnly}
 		appends, err := p.Bool("logappend", false)

@@ -16,10 +16,11 @@ import (
 
 // Ondemand is the plugin ondemand.
 var Ondemand = plugin.Plugin{
-	Name:    "ondemand",
-	Summary: "disks in a directory, made with a file system when they are first asked for",
-	Usage:   "ondemand dir=DIRECTORY [size=]SIZE [wait=BOOL] { [type=FS] [label=LABEL] | command=COMMAND [VAR=VALUE]... }",
-	Magic:   "size",
+	Name:     "ondemand",
+	Summary:  "disks in a directory, made with a file system when they are first asked for",
+	Usage:    "ondemand dir=DIRECTORY [size=]SIZE [wait=BOOL] { [type=FS] [label=LABEL] | command=COMMAND [VAR=VALUE]... }",
+	Magic:    "size",
+	Programs: []string{"*"},
 	Configure: func(p *plugin.Params) (*plugin.Source, error) {
 		dir, ok := p.String("dir")
 		if !ok {

@@ -12,10 +12,11 @@ import (
 
 // Tmpdisk is the plugin tmpdisk.
 var Tmpdisk = plugin.Plugin{
-	Name:    "tmpdisk",
-	Summary: "a new disk with a file system for each client, gone with it",
-	Usage:   "tmpdisk [size=]SIZE [type=FS] [label=LABEL] | tmpdisk [size=]SIZE command=COMMAND [VAR=VALUE]...",
-	Magic:   "size",
+	Name:     "tmpdisk",
+	Summary:  "a new disk with a file system for each client, gone with it",
+	Usage:    "tmpdisk [size=]SIZE [type=FS] [label=LABEL] | tmpdisk [size=]SIZE command=COMMAND [VAR=VALUE]...",
+	Magic:    "size",
+	Programs: []string{"*"},
 	Configure: func(p *plugin.Params) (*plugin.Source, error) {
 		m, err := newMaker(p)
 		if err != nil {

@@ -25,6 +25,8 @@ type Plugin struct {
 	// Configure checks the parameters. It opens nothing that belongs to one
 	// export.
 	Configure func(p *Params) (*Source, error)
+	// Programs are the parameters that make it run programs; "*": it always does.
+	Programs []string
 	// Dump writes lines name=value about the plugin, for scripts; nil: none.
 	Dump func(ctx context.Context, w io.Writer, args []string, h Host) error
 }
@@ -35,6 +37,8 @@ type Filter struct {
 	Summary string
 	// Usage are its parameters.
 	Usage string
+	// Programs are the parameters that make it run programs.
+	Programs []string
 	// Configure takes the filter's parameters from p, and returns what edits the
 	// source below. State that belongs to an export is kept by export: what
 	// happens to one must not show in another.

@@ -25,6 +25,7 @@ var Plugin = plugin.Plugin{
 	Usage:     "nbd [uri=]URI | socket=PATH | hostname=HOST | vsock=CID [port=PORT] | socket-fd=FD | command=COMMAND [arg=ARG...] [export=NAME | dynamic-export=BOOL] [shared=BOOL] [retry=N] [connections=N] [reconnect=TIME] [replay=SIZE] [tls=off|on|require] [tls-certificates=DIR] [tls-verify=BOOL] [tls-hostname=NAME]",
 	Magic:     "uri",
 	Configure: configure,
+	Programs:  []string{"command"},
 }
 
 // The defaults of the parameters that are not nbdkit's.

@@ -22,6 +22,7 @@ var Plugin = plugin.Plugin{
 	Usage:     "sh [script=]SCRIPT|- [[KEY=]VALUE]...",
 	Magic:     "script",
 	Configure: configure,
+	Programs:  []string{"*"},
 	Dump:      dump,
 }
 
