@@ -66,7 +66,7 @@ func newRoot(name string) *cobra.Command {
 	if o.nbdkit {
 		cmd.SetHelpCommand(&cobra.Command{Hidden: true})
 	} else {
-		cmd.AddCommand(newPKI(), newQuickstart(), newProbe(), newCheckConfig(), newStatus())
+		cmd.AddCommand(newPKI(), newQuickstart(), newProbe(), newCheckConfig(), newStatus(), newManual())
 	}
 	return cmd
 }

@@ -21,7 +21,7 @@ import (
 // Plugin is the nbd plugin.
 var Plugin = plugin.Plugin{
 	Name:      "nbd",
-	Summary:   "an export of another NBD server, or of one that is run for it: qcow2, HTTP, …",
+	Summary:   "an export of another NBD server, or of one that is run for it: qcow2, HTTP and so on",
 	Usage:     "nbd [uri=]URI | socket=PATH | hostname=HOST | vsock=CID [port=PORT] | socket-fd=FD | command=COMMAND [arg=ARG...] [export=NAME | dynamic-export=BOOL] [shared=BOOL] [retry=N] [connections=N] [reconnect=TIME] [replay=SIZE] [tls=off|on|require] [tls-certificates=DIR] [tls-verify=BOOL] [tls-hostname=NAME]",
 	Magic:     "uri",
 	Configure: configure,
