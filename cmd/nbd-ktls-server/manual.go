@@ -105,7 +105,9 @@ func (m *manual) flag(f *pflag.Flag) {
 	m.item(title, sentence(text))
 }
 
-func sentence(s string) string { return strings.ToUpper(s[:1]) + strings.TrimSuffix(s[1:], "…") + "." }
+func sentence(s string) string {
+	return strings.ToUpper(s[:1]) + strings.TrimSuffix(s[1:], "…") + "."
+}
 
 func (m *manual) section(name string) { m.line(".SH %s", quoted(name)) }
 func (m *manual) text(s string)       { m.line("%s", s) }

@@ -62,7 +62,7 @@ func (o *options) serveConfig(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("configuration read", "file", s.file, "exports", len(c.Exports))
-	systemd.Status(fmt.Sprintf("%d exports", len(c.Exports)))
+	systemd.Status(fmt.Sprintf("exports: %d", len(c.Exports)))
 	o.reload = s.reload
 	return o.serveOn(ctx, srv, ls, s.log)
 }
@@ -170,7 +170,7 @@ func (s *service) reload() error {
 		s.log.Error("the configuration was not changed", "file", s.file, "reason", err)
 		systemd.Status("the configuration was not changed: " + err.Error())
 	} else {
-		systemd.Status(fmt.Sprintf("%d exports", len(s.config.Exports)))
+		systemd.Status(fmt.Sprintf("exports: %d", len(s.config.Exports)))
 		s.log.Info("configuration read again", "file", s.file, "exports", len(s.config.Exports))
 	}
 	return err

@@ -75,7 +75,7 @@ func TestService(t *testing.T) {
 	}
 	go func() { s.cmd.Wait(); close(s.done) }()
 	defer s.stop()
-	said("STATUS=2 exports")
+	said("STATUS=exports: 2")
 	said("READY=1")
 	said("WATCHDOG=1")
 

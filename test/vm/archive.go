@@ -114,6 +114,37 @@ func (a *archive) tree(name, path string) {
 	a.err = first(a.err, err)
 }
 
+// root adds what is in the host's directory dir, with links as they are.
+func (a *archive) root(dir string) {
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(p, dir)
+		if err != nil || name == "" {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		switch mode := info.Mode(); {
+		case mode.IsDir():
+			a.entry(name, 0o40000|int64(mode.Perm()), 0)
+		case mode.IsRegular():
+			a.file(name, p)
+		case mode&fs.ModeSymlink != 0:
+			target, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			if a.entry(name, 0o120777, int64(len(target))) {
+				a.printf("%s", target)
+				a.pad()
+			}
+		}
+		return nil
+	})
+	a.err = first(a.err, err)
+}
+
 // program adds a program of the host's with its libraries, where they are there.
 func (a *archive) program(name string) error {
 	path, err := exec.LookPath(name)

@@ -18,7 +18,11 @@ import (
 // guest is /init: it prepares the machine, runs the program, writes down its
 // exit status and switches off. It does not return.
 func guest() {
-	status, err := prepareAndRun()
+	finish(prepareAndRun())
+}
+
+// finish writes down the exit status, and switches off.
+func finish(status int, err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "vm: in the machine:", err)
 		status = 125
@@ -41,17 +45,8 @@ func prepareAndRun() (int, error) {
 			return 0, fmt.Errorf("mounting %s: %w", m.where, err)
 		}
 	}
-	out, err := rawTerminal("/dev/ttyS0")
+	j, err := readJob()
 	if err != nil {
-		return 0, err
-	}
-	os.Stdout, os.Stderr = out, out
-	b, err := os.ReadFile(jobFile)
-	if err != nil {
-		return 0, err
-	}
-	var j job
-	if err := json.Unmarshal(b, &j); err != nil {
 		return 0, err
 	}
 	for _, name := range j.Modules {
@@ -63,15 +58,79 @@ func prepareAndRun() (int, error) {
 		return 0, fmt.Errorf("lo: %w", err)
 	}
 	os.Symlink("/proc/self/fd", "/dev/fd")
-	os.MkdirAll("/etc", 0o755)
-	os.WriteFile("/etc/hosts", []byte("127.0.0.1 localhost\n"), 0o644)
-	os.WriteFile("/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"), 0o644)
 	os.MkdirAll("/root", 0o700)
+	os.MkdirAll("/etc", 0o755)
+	for name, text := range etc {
+		if err := os.WriteFile(filepath.Join("/etc", name), []byte(text), 0o644); err != nil {
+			return 0, err
+		}
+	}
+	if j.Systemd {
+		return 0, startSystemd()
+	}
+	return runJob()
+}
 
+// etc is what programs want to find there.
+var etc = map[string]string{
+	"hosts":  "127.0.0.1 localhost\n",
+	"passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+	"group":  "root:x:0:\nnogroup:x:65534:\n",
+	// So that systemd does not ask who it is, as it does at the first start.
+	"machine-id": "5d0c1b6e7f2a4c3d8e9f0a1b2c3d4e5f\n",
+}
+
+// underSystemd is the argument with which systemd starts this program.
+const underSystemd = "under-systemd"
+
+// testUnit runs this program when the machine is up.
+const testUnit = `[Unit]
+Requires=basic.target
+After=basic.target
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+ExecStart=/init ` + underSystemd + `
+TimeoutStartSec=infinity
+`
+
+// startSystemd becomes systemd.
+func startSystemd() error {
+	const units = "/run/systemd/system"
+	if err := errors.Join(
+		os.MkdirAll(units, 0o755),
+		os.WriteFile(units+"/test.service", []byte(testUnit), 0o644),
+	); err != nil {
+		return err
+	}
+	return unix.Exec("/sbin/init", []string{"/sbin/init", "--unit=test.service"}, os.Environ())
+}
+
+// readJob finds out what to do, and begins to print to the first serial port.
+func readJob() (j job, err error) {
+	out, err := rawTerminal("/dev/ttyS0")
+	if err != nil {
+		return j, err
+	}
+	os.Stdout, os.Stderr = out, out
+	b, err := os.ReadFile(jobFile)
+	if err != nil {
+		return j, err
+	}
+	return j, json.Unmarshal(b, &j)
+}
+
+// runJob runs the program.
+func runJob() (int, error) {
+	j, err := readJob()
+	if err != nil {
+		return 0, err
+	}
 	cmd := exec.Command(testBinary, j.Args...)
 	cmd.Dir = testDir
 	cmd.Env = append(j.Env, "PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "TMPDIR=/tmp", "NBD_TEST_VM=1")
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	begun := time.Now()
 	err = cmd.Run()
 	if up, uerr := os.ReadFile("/proc/uptime"); uerr == nil {

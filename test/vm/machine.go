@@ -19,6 +19,7 @@ import (
 // machine is one run of a program in a virtual machine.
 type machine struct {
 	kernel                   string // directory
+	root                     string // directory of a system to run under, or ""
 	without, programs, trees list
 	memory, cpus             int
 	icount                   bool
@@ -31,6 +32,7 @@ type job struct {
 	Modules []string // in the order in which they are loaded
 	Env     []string
 	Args    []string
+	Systemd bool // the program runs under it
 }
 
 // Where things are in the guest.
@@ -78,7 +80,7 @@ func (m *machine) qemuArgs(initramfs, log, status string) []string {
 		"-accel", "tcg", "-machine", "q35", "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-kernel", filepath.Join(m.kernel, "vmlinuz"), "-initrd", initramfs,
-		"-append", "console=ttyS1 quiet panic=-1 rdinit=/init tsc=reliable mitigations=off 8250.nr_uarts=4",
+		"-append", "console=ttyS1 quiet panic=-1 rdinit=/init tsc=reliable mitigations=off 8250.nr_uarts=4 systemd.firstboot=no systemd.show_status=no",
 		"-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out",
 		"-serial", "file:" + log, "-serial", "file:" + status,
 	}
@@ -106,7 +108,10 @@ func (m *machine) build(path string) error {
 	if _, err := os.Stat("testdata"); err == nil {
 		a.tree(testDir+"/testdata", "testdata")
 	}
-	j := job{Env: m.env, Args: m.args[1:]}
+	j := job{Env: m.env, Args: m.args[1:], Systemd: m.root != ""}
+	if m.root != "" {
+		a.root(m.root)
+	}
 	modules, err := findModules(filepath.Join(m.kernel, "modules"), m.without)
 	if err != nil {
 		return err

@@ -20,11 +20,15 @@ func main() {
 	if os.Getpid() == 1 {
 		guest()
 	}
+	if len(os.Args) == 2 && os.Args[1] == underSystemd {
+		finish(runJob())
+	}
 	m := &machine{env: testEnv()}
 	flag.StringVar(&m.kernel, "kernel", "", "directory of a kernel and its modules")
 	flag.Var(&m.without, "without", "leave out this kernel module")
 	flag.Var(&m.programs, "program", "take this program of the host's along, with its libraries")
 	flag.Var(&m.trees, "tree", "take this directory or file of the host's along; HOST=GUEST gives it another name there")
+	flag.StringVar(&m.root, "root", "", "a Debian system, unpacked to this directory: the program runs under its systemd")
 	flag.IntVar(&m.memory, "memory", 1500, "MiB of memory")
 	flag.IntVar(&m.cpus, "cpus", 1, "processors")
 	flag.BoolVar(&m.icount, "icount", false, "let the machine's clock count instructions: a nanosecond each")
