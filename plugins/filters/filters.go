@@ -15,6 +15,10 @@ import (
 // All is every filter there is.
 func All() []plugin.Filter {
 	return []plugin.Filter{
+		blocksizeFilter,
+		blocksizePolicyFilter,
+		cacheFilter,
+		checkwriteFilter,
 		countFilter,
 		cowFilter,
 		delayFilter,
@@ -37,6 +41,7 @@ func All() []plugin.Filter {
 		pauseFilter,
 		protectFilter,
 		rateFilter,
+		readaheadFilter,
 		readOnlyFilter,
 		retryFilter,
 		retryRequestFilter,
