@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"nbd-ktls-server/backends/memory"
-	"nbd-ktls-server/backends/pattern"
 	"nbd-ktls-server/nbd"
 	"nbd-ktls-server/nbd/wire"
 	"nbd-ktls-server/test/nbdtest"
@@ -97,7 +96,7 @@ func TestX2ReadOnly(t *testing.T) {
 	e.ReadOnly = true
 	for name, s := range map[string]*server{
 		"export":  serve(t, withExports(e)),
-		"backend": serve(t, withBackend(pattern.New(mib))),
+		"backend": serve(t, edited(func(a *nbd.Abilities) { a.ReadOnly() })),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := s.connect(t)
