@@ -132,7 +132,7 @@ func TestWrongData(t *testing.T) {
 			}
 		})
 	}
-	if took := time.Since(started); took > 20*time.Second {
+	if took := time.Since(started); took > time.Minute {
 		t.Errorf("that took %v", took)
 	}
 }

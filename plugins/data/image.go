@@ -25,7 +25,7 @@ var (
 
 const (
 	// maxData bounds what is written for an image, in bytes.
-	maxData = 1 << 30
+	maxData = 256 << 20
 	// each is what every piece costs besides its bytes, and far one that is not
 	// near the last one: a page of the disk.
 	each, far = 64, 64 << 10
