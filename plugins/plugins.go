@@ -15,6 +15,7 @@ import (
 	"nbd-ktls-server/plugins/plugin"
 	"nbd-ktls-server/plugins/proxy"
 	"nbd-ktls-server/plugins/sh"
+	"nbd-ktls-server/plugins/web"
 )
 
 // All is every plugin there is.
@@ -25,6 +26,7 @@ func All() []plugin.Plugin {
 		example.Plugin,
 		filePlugin,
 		fullPlugin,
+		web.Plugin,
 		infoPlugin,
 		memoryPlugin,
 		proxy.Plugin,
