@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +71,11 @@ func TestMetrics(t *testing.T) {
 		return string(b)
 	}
 	metrics := get("/metrics")
+	for _, name := range dashboard(t) {
+		if !strings.Contains(metrics, name) {
+			t.Errorf("the dashboard shows %s, which is not among the metrics", name)
+		}
+	}
 	for _, line := range []string{
 		`nbd_connections{tls="yes"} 1`,
 		`nbd_connections_accepted_total 2`,
@@ -103,4 +111,28 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%q is not in the text:\n%s", words, text.String())
 		}
 	}
+}
+
+// dashboard is the metrics that the dashboard for Grafana shows.
+func dashboard(t *testing.T) (names []string) {
+	t.Helper()
+	b, err := os.ReadFile("../../systemd/grafana.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct {
+		Panels []struct{ Targets []struct{ Expr string } }
+	}
+	if err := json.Unmarshal(b, &d); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range d.Panels {
+		for _, target := range p.Targets {
+			names = append(names, regexp.MustCompile(`(nbd|process)_[a-z_]+`).FindAllString(target.Expr, -1)...)
+		}
+	}
+	if len(names) < len(d.Panels) {
+		t.Errorf("%d panels, %d metrics", len(d.Panels), len(names))
+	}
+	return names
 }
