@@ -8,7 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -148,5 +150,64 @@ func TestEndWhileWriting(t *testing.T) {
 			}
 			t.Logf("%d writes acknowledged", len(acknowledged))
 		})
+	}
+}
+
+// A flood of handshakes, of clients without a certificate, neither ends the server
+// nor keeps others from working, or from coming in.
+func TestHandshakeFlood(t *testing.T) {
+	const flooders = 16
+	p := nbdtest.NewPKI(t)
+	s := start(t, "--tls-certificates="+p.Dir, "--tls-verify-peer", "memory", "1M")
+	good := p.Client(p.ClientPair)
+	enter := func() *nbdtest.Client {
+		c := nbdtest.Hello(t, s.addr())
+		c.StartTLS(good)
+		c.Go("")
+		return c
+	}
+	first, before := enter(), s.rss()
+	var refused atomic.Int64
+	stop := make(chan struct{})
+	var flood sync.WaitGroup
+	for range flooders {
+		flood.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c := nbdtest.Hello(t, s.addr())
+				c.StartTLS(p.Client(nil))
+				if _, err := c.Read(make([]byte, 1)); err == nil {
+					t.Error("a client without a certificate was let in")
+				}
+				c.Close()
+				refused.Add(1)
+			}
+		})
+	}
+	var slowest time.Duration
+	began := time.Now()
+	for time.Since(began) < 3*time.Second {
+		at := time.Now()
+		if _, errno := first.Pread(0, 4096); errno != 0 {
+			t.Error(errno)
+		}
+		slowest = max(slowest, time.Since(at))
+	}
+	at := time.Now()
+	enter()
+	entered := time.Since(at)
+	close(stop)
+	flood.Wait()
+	t.Logf("%.0f handshakes refused in a second; the slowest of the reads beside them took %v, to come in %v; memory %+d KiB",
+		float64(refused.Load())/time.Since(began).Seconds(), slowest.Round(time.Millisecond), entered.Round(time.Millisecond), s.rss()-before)
+	if slowest > 5*time.Second || entered > 5*time.Second {
+		t.Error("that is too slow")
+	}
+	if n := strings.Count(s.log.String(), "\n"); n > 3000 {
+		t.Errorf("%d lines in the log", n)
 	}
 }

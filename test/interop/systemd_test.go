@@ -114,6 +114,25 @@ func TestPackageUnderSystemd(t *testing.T) {
 		run(t, "nbdinfo", uri("disk"))
 	}
 
+	// Keys that only root can read, and another instance beside.
+	credentials := "[Service]\n"
+	for _, name := range []string{"ca-cert.pem", "server-cert.pem", "server-key.pem"} {
+		credentials += "LoadCredential=" + name + ":" + etc + "/pki/" + name + "\n"
+	}
+	text := "listen: [{systemd: nbd}]\ntls: {certificates: /run/credentials/" + unit + "}\nexports: [{name: secret, plugin: memory, parameters: {size: 1M}}]\n"
+	two := "listen: [{tcp: \"127.0.0.1:10810\"}]\ntls: {certificates: " + etc + "/pki}\nexports: [{name: two, plugin: memory, parameters: {size: 1M}}]\n"
+	if err := errors.Join(os.WriteFile(dropIn+"/credentials.conf", []byte(credentials), 0o644),
+		os.WriteFile(etc+"/config.yaml", []byte(text), 0o640), os.WriteFile(etc+"/two.yaml", []byte(two), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "start", "nbd-ktls-server@two")
+	run(t, "nbdinfo", strings.Replace(uri("two"), "localhost", "localhost:10810", 1))
+	run(t, "chmod", "600", etc+"/pki/server-key.pem")
+	run(t, "chown", "root", etc+"/pki/server-key.pem")
+	run(t, "systemctl", "restart", unit)
+	run(t, "nbdinfo", uri("secret"))
+
 	pid := show("MainPID")
 	if said := dpkg("-i", deb); !strings.Contains(said, "still runs the old version") {
 		t.Errorf("the upgrade says\n%s", said)
