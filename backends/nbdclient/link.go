@@ -27,6 +27,8 @@ const (
 	maxErrorChunk = 4 + 2 + wire.MaxString + 8
 	// maxAbandoned bounds the requests that nobody waits for any more.
 	maxAbandoned = 4096
+	// sendTimeout is how long a server may take to take a request.
+	sendTimeout = time.Minute
 	// patience is how long a reply that has begun may take to end, once the one
 	// it is for has gone.
 	patience = 10 * time.Second
@@ -143,6 +145,7 @@ func (l *link) register(c *call) error {
 func (l *link) send(req *wire.Request, payload []byte) error {
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
+	l.SetWriteDeadline(time.Now().Add(sendTimeout))
 	l.out = req.Append(l.out[:0])
 	if len(payload) <= gather {
 		l.out = append(l.out, payload...)
@@ -179,7 +182,7 @@ func (l *link) reason() error {
 // disconnect ends the link in good order; nothing may be on its way.
 func (l *link) disconnect() {
 	l.SetWriteDeadline(time.Now().Add(time.Second))
-	l.send(&wire.Request{Command: wire.CmdDisc}, nil)
+	l.Write((&wire.Request{Command: wire.CmdDisc}).Append(nil))
 	l.fail(errors.New("disconnected"))
 	<-l.ended
 }
