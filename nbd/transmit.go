@@ -151,6 +151,9 @@ func (s *session) release(req *request) {
 	}
 }
 
+// An expecter is a connection that is glad to know how many bytes have to come.
+type expecter interface{ Expect(n int) }
+
 // readPayload reads the payload of a valid request. A client that has begun one
 // has to go on with it: others may be waiting for the memory it holds.
 func (s *session) readPayload(req *request) error {
@@ -158,6 +161,9 @@ func (s *session) readPayload(req *request) error {
 		return nil
 	}
 	req.payload = newBuffer(int(req.payloadLen))
+	if e, ok := s.conn.top.(expecter); ok {
+		e.Expect(int(req.payloadLen) - s.r.Buffered())
+	}
 	return s.inPieces(req, func(from, to int) error {
 		_, err := io.ReadFull(s.r, req.payload.data()[from:to])
 		return err

@@ -54,6 +54,7 @@ func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, erro
 	if sc, ok := raw.(syscall.Conn); ok {
 		if rc, err := sc.SyscallConn(); err == nil {
 			c.in.rc = rc
+			c.in.tcp = raw.LocalAddr().Network() == "tcp"
 		}
 	}
 	c.in.try = c.in.tryRead
@@ -147,6 +148,14 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// Expect says that n more bytes will be read, so that they can be waited for
+// together. It is a hint, for whoever reads.
+func (c *Conn) Expect(n int) {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.in.coming = max(n-len(c.in.data)-(c.in.w-c.in.r), 0)
 }
 
 // WriteBuffers sends all of bufs as one batch, with as few records as they

@@ -467,3 +467,41 @@ func BenchmarkWrite256K(b *testing.B) {
 		server.write(p, true)
 	}
 }
+
+// What is expected is waited for together, and what is not at once: neither waits
+// for more than comes.
+func TestExpect(t *testing.T) {
+	server, c := connect(t, Options{}, nil)
+	sent := make(chan struct{})
+	want := make([]byte, 300_000)
+	stream(want, 0)
+	for round := range 3 {
+		go func() {
+			for p := want; len(p) > 0; p = p[min(len(p), 10_000):] {
+				c.send(c.record(typeApplicationData, p[:min(len(p), 10_000)], 0))
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(20 * time.Millisecond) // so that it is waited for
+			c.send(c.record(typeApplicationData, []byte("next"), 0))
+			sent <- struct{}{}
+		}()
+		server.Expect(len(want))
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(server, got); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("round %d: %v, or wrong data", round, err)
+		}
+		if _, err := io.ReadFull(server, got[:4]); err != nil || string(got[:4]) != "next" {
+			t.Fatalf("round %d: %q, %v", round, got[:4], err)
+		}
+		<-sent
+	}
+	// A peer that ends in the middle is no reason to wait.
+	server.Expect(len(want))
+	go func() {
+		c.send(c.record(typeApplicationData, want[:1000], 0))
+		c.nc.Close()
+	}()
+	if n, err := io.ReadFull(server, make([]byte, len(want))); n != 1000 || err == nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}

@@ -30,6 +30,12 @@ type reader struct {
 	fragment []byte               // of a handshake message
 	idle     int                  // records in a row without data
 
+	// coming is how many bytes will come at least, and lowWater how many the kernel
+	// lets us wait for: SO_RCVLOWAT, socket(7); 0 is its default, one. That is for
+	// TCP: other sockets do not wake who lowers it when there is enough already.
+	tcp              bool
+	coming, lowWater int
+
 	rc  syscall.RawConn // nil: read through net.Conn
 	try func(fd uintptr) bool
 	n   int   // what try
@@ -124,10 +130,30 @@ func (r *reader) tryRead(fd uintptr) bool {
 		if r.w == 0 {
 			r.release()
 		}
+		r.wait(fd)
 		return false
 	}
 	r.n = max(r.n, 0)
+	r.coming = max(r.coming-r.n, 0)
 	return true
+}
+
+// How much is waited for at once: as long as a payload comes in records, each of
+// them would wake us, which costs more than opening it. The buffer holds more.
+const (
+	minWait = 2 * maxPlaintext
+	maxWait = 6 * maxPlaintext
+)
+
+// wait says how many bytes to wait for: never more than have to come.
+func (r *reader) wait(fd uintptr) {
+	n := min(r.coming, maxWait)
+	if n < minWait || !r.tcp {
+		n = 0
+	}
+	if n != r.lowWater && setLowWater(int(fd), max(n, 1)) == nil {
+		r.lowWater = n
+	}
 }
 
 func (r *reader) acquire() {

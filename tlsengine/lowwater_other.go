@@ -1,0 +1,7 @@
+//go:build !linux
+
+package tlsengine
+
+import "errors"
+
+func setLowWater(int, int) error { return errors.ErrUnsupported }
