@@ -2,7 +2,7 @@
 // page cache, the same certificates, one cipher suite, the same clients, one
 // server after the other in interleaved rounds.
 //
-//	go run ./test/bench/compare [-rounds N] [-size MiB] [-tls=false]
+//	go run ./test/bench/compare [-rounds N] [-size MiB] [-tls=false] [-only REGEXP] [-json FILE]
 //
 // It needs nbdkit, qemu-nbd, nbdcopy and fio, and prints medians, and how they
 // compare with the better of the other two. Machines are noisy: what the ratio of
@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +29,9 @@ var (
 	rounds = flag.Int("rounds", 5, "how often everything is measured")
 	size   = flag.Int64("size", 1024, "size of the file in MiB")
 	useTLS = flag.Bool("tls", true, "encrypt")
-	fioFor = flag.Duration("fio", 3*time.Second, "how long each fio job runs")
+	fioFor = flag.Duration("fio", 3*time.Second, "how long each fio job runs, a second at least")
+	only   = flag.String("only", "", "measure the jobs whose names match this")
+	toFile = flag.String("json", "", "write medians and spreads to this file, too")
 )
 
 const port = "12809"
@@ -75,16 +78,27 @@ var contenders = []contender{
 type job struct {
 	name string
 	unit string // of work: CPU is given for each
-	do   func(b *bench) (work float64, err error)
+	do   func(b *bench) (done, error)
+}
+
+// done is what a client has done, and how long most of its requests took.
+type done struct {
+	work     float64
+	p50, p99 time.Duration // 0: it does not say
 }
 
 var jobs = []job{
-	{"read, 256 KiB, 1 connection", "GiB", nbdcopy(1)},
-	{"read, 256 KiB, 4 connections", "GiB", nbdcopy(4)},
-	{"random read, 4 KiB, depth 1", "op", fio("randread", 1)},
-	{"random read, 4 KiB, depth 32", "op", fio("randread", 32)},
-	{"random write, 4 KiB, depth 1", "op", fio("randwrite", 1)},
-	{"random write, 4 KiB, depth 32", "op", fio("randwrite", 32)},
+	{"read, 64 KiB, 1 connection", "GiB", nbdcopy(64<<10, 1)},
+	{"read, 256 KiB, 1 connection", "GiB", nbdcopy(256<<10, 1)},
+	{"read, 256 KiB, 4 connections", "GiB", nbdcopy(256<<10, 4)},
+	{"read, 1 MiB, 1 connection", "GiB", nbdcopy(1<<20, 1)},
+	{"write, 64 KiB, depth 16", "GiB", fio("write", 64<<10, 16)},
+	{"write, 256 KiB, depth 16", "GiB", fio("write", 256<<10, 16)},
+	{"random read, 4 KiB, depth 1", "op", fio("randread", 4<<10, 1)},
+	{"random read, 4 KiB, depth 32", "op", fio("randread", 4<<10, 32)},
+	{"random write, 4 KiB, depth 1", "op", fio("randwrite", 4<<10, 1)},
+	{"random write, 4 KiB, depth 32", "op", fio("randwrite", 4<<10, 32)},
+	{"random, half of it reads, 4 KiB, depth 32", "op", fio("randrw", 4<<10, 32)},
 }
 
 // sample is one measurement.
@@ -92,6 +106,8 @@ type sample struct {
 	rate float64 // units per second
 	cpu  float64 // server's CPU seconds per unit
 	rss  float64 // server's peak, MiB
+	// Latencies of the client's requests, in microseconds; 0: not known.
+	p50, p99 float64
 }
 
 type bench struct {
@@ -106,6 +122,11 @@ func run() error {
 		return err
 	}
 	defer b.cleanUp()
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	jobs := slices.DeleteFunc(slices.Clone(jobs), func(j job) bool { return !wanted.MatchString(j.name) })
 	results := make(map[string]map[string][]sample) // job, contender
 	for round := range *rounds {
 		for _, j := range jobs {
@@ -122,8 +143,11 @@ func run() error {
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, *rounds)
 	}
-	report(results)
-	return nil
+	report(jobs, results)
+	if *toFile == "" {
+		return nil
+	}
+	return writeJSON(*toFile, results)
 }
 
 // prepare makes what all contenders share.
@@ -208,10 +232,12 @@ func (b *bench) measure(c contender, j job) (s sample, err error) {
 		return s, fmt.Errorf("the server cannot be reached: %w", err)
 	}
 	before, begun := cpuTime(server.Process.Pid), time.Now()
-	work, err := j.do(b)
+	d, err := j.do(b)
 	if err != nil {
 		return s, err
 	}
+	work := d.work
+	s.p50, s.p99 = float64(d.p50)/1e3, float64(d.p99)/1e3
 	s.rate = work / time.Since(begun).Seconds()
 	s.cpu = (cpuTime(server.Process.Pid) - before) / work
 	s.rss = peakRSS(server.Process.Pid)
@@ -219,38 +245,46 @@ func (b *bench) measure(c contender, j job) (s sample, err error) {
 }
 
 // nbdcopy reads the whole file; the work is in GiB.
-func nbdcopy(connections int) func(*bench) (float64, error) {
-	return func(b *bench) (float64, error) {
+func nbdcopy(request, connections int) func(*bench) (done, error) {
+	return func(b *bench) (done, error) {
 		n := strconv.Itoa(connections)
-		err := command(exec.Command("nbdcopy", "--connections="+n, "--threads="+n, "--requests=64", b.uri(), "null:"))
-		return float64(*size) / 1024, err
+		err := command(exec.Command("nbdcopy", "--connections="+n, "--threads="+n, "--requests=64",
+			"--request-size="+strconv.Itoa(request), b.uri(), "null:"))
+		return done{work: float64(*size) / 1024}, err
 	}
 }
 
-// fio does random input or output; the work is in operations.
-func fio(rw string, depth int) func(*bench) (float64, error) {
-	return func(b *bench) (float64, error) {
-		cmd := exec.Command("fio", "--name=x", "--ioengine=nbd", "--uri="+b.uri(), "--rw="+rw, "--bs=4k", "--randrepeat=0",
+// fio does input or output; the work is in operations if they are small, else in
+// GiB.
+func fio(rw string, block, depth int) func(*bench) (done, error) {
+	return func(b *bench) (d done, err error) {
+		cmd := exec.Command("fio", "--name=x", "--ioengine=nbd", "--uri="+b.uri(), "--rw="+rw, "--bs="+strconv.Itoa(block), "--randrepeat=0",
 			"--norandommap", "--iodepth="+strconv.Itoa(depth), "--time_based", fmt.Sprint("--runtime=", fioFor.Seconds()), "--output-format=json")
 		cmd.Dir = b.dir
 		out, err := cmd.Output()
 		if err != nil {
-			return 0, err
+			return d, err
 		}
-		var r struct {
-			Jobs []struct {
-				Read, Write struct {
-					TotalIOs float64 `json:"total_ios"`
-				}
-			}
+		type side struct {
+			TotalIOs float64                                       `json:"total_ios"`
+			Clat     struct{ Percentile map[string]time.Duration } `json:"clat_ns"`
 		}
+		var r struct{ Jobs []struct{ Read, Write side } }
 		if i := strings.IndexByte(string(out), '{'); i > 0 {
 			out = out[i:]
 		}
 		if err := json.Unmarshal(out, &r); err != nil || len(r.Jobs) == 0 {
-			return 0, fmt.Errorf("fio: %w", err)
+			return d, fmt.Errorf("fio: %w", err)
 		}
-		return r.Jobs[0].Read.TotalIOs + r.Jobs[0].Write.TotalIOs, nil
+		for _, s := range []side{r.Jobs[0].Read, r.Jobs[0].Write} {
+			d.work += s.TotalIOs
+			d.p50 = max(d.p50, s.Clat.Percentile["50.000000"])
+			d.p99 = max(d.p99, s.Clat.Percentile["99.000000"])
+		}
+		if block > 4<<10 {
+			d.work *= float64(block) / (1 << 30)
+		}
+		return d, nil
 	}
 }
 
@@ -279,7 +313,7 @@ func peakRSS(pid int) float64 {
 	return 0
 }
 
-func report(results map[string]map[string][]sample) {
+func report(jobs []job, results map[string]map[string][]sample) {
 	for _, j := range jobs {
 		fmt.Printf("\n%s\n", j.name)
 		r := results[j.name]
@@ -291,13 +325,46 @@ func report(results map[string]map[string][]sample) {
 		cpu := func(s sample) float64 { return s.cpu * scale }
 		rss := func(s sample) float64 { return s.rss }
 		for _, c := range contenders {
-			fmt.Printf("  %-9s %10.4g %-6s (±%2.0f%%) %8.3g %s (±%2.0f%%) %6.0f MiB\n", c.name,
-				median(r[c.name], rate), rateUnit, spread(r[c.name], rate), median(r[c.name], cpu), cpuUnit, spread(r[c.name], cpu), median(r[c.name], rss))
+			latency := ""
+			if p99 := median(r[c.name], func(s sample) float64 { return s.p99 }); p99 > 0 {
+				latency = fmt.Sprintf(" %7.0f µs, 99 %% %7.0f µs", median(r[c.name], func(s sample) float64 { return s.p50 }), p99)
+			}
+			fmt.Printf("  %-9s %10.4g %-6s (±%2.0f%%) %8.3g %s (±%2.0f%%) %6.0f MiB%s\n", c.name,
+				median(r[c.name], rate), rateUnit, spread(r[c.name], rate), median(r[c.name], cpu), cpuUnit, spread(r[c.name], cpu), median(r[c.name], rss), latency)
 		}
 		bestRate := max(median(r["nbdkit"], rate), median(r["qemu-nbd"], rate))
 		bestCPU := min(median(r["nbdkit"], cpu), median(r["qemu-nbd"], cpu))
-		fmt.Printf("  ratio     %10.2f                 %8.2f\n", median(r["ours"], rate)/bestRate, median(r["ours"], cpu)/bestCPU)
+		fmt.Printf("  ratio     %10.2f                 %8.2f\n", median(r["ours"], rate)/bestRate, median(r["ours"], cpu)/max(bestCPU, 1e-9))
 	}
+}
+
+// figure is what came out of one contender's samples.
+type figure struct {
+	Rate, RateSpread float64 // units per second, percent
+	CPU, CPUSpread   float64 // seconds per unit, percent
+	RSS              float64 // MiB
+	P50, P99         float64 `json:",omitempty"` // µs
+}
+
+// writeJSON writes what was measured: by job, by contender.
+func writeJSON(path string, results map[string]map[string][]sample) error {
+	all := make(map[string]map[string]figure)
+	for job, r := range results {
+		all[job] = make(map[string]figure)
+		for name, s := range r {
+			rate, cpu := func(s sample) float64 { return s.rate }, func(s sample) float64 { return s.cpu }
+			all[job][name] = figure{
+				Rate: median(s, rate), RateSpread: spread(s, rate), CPU: median(s, cpu), CPUSpread: spread(s, cpu),
+				RSS: median(s, func(s sample) float64 { return s.rss }),
+				P50: median(s, func(s sample) float64 { return s.p50 }), P99: median(s, func(s sample) float64 { return s.p99 }),
+			}
+		}
+	}
+	b, err := json.MarshalIndent(all, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
 
 func median(s []sample, f func(sample) float64) float64 {
@@ -308,6 +375,9 @@ func median(s []sample, f func(sample) float64) float64 {
 // spread is half the distance between the quartiles, in percent of the median.
 func spread(s []sample, f func(sample) float64) float64 {
 	v := values(s, f)
+	if v[len(v)/2] == 0 {
+		return 0
+	}
 	return 50 * (v[len(v)*3/4] - v[len(v)/4]) / v[len(v)/2]
 }
 
