@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -181,13 +182,24 @@ func TestTruncation(t *testing.T) {
 // and stop nobody from reading.
 func TestKeyUpdateRequestsAreCoalesced(t *testing.T) {
 	server, c := connect(t, Options{}, nil)
-	big := make([]byte, 64<<20)
+	const total, part = 64 << 20, 256 << 10
+	var parts atomic.Int64
 	wrote := make(chan error)
 	go func() { // fills the socket, and waits in the middle of a batch
-		_, err := server.Write(big)
+		var err error
+		for p := make([]byte, part); parts.Load() < total/part && err == nil; parts.Add(1) {
+			_, err = server.Write(p)
+		}
 		wrote <- err
 	}()
-	time.Sleep(100 * time.Millisecond)
+	for last, still := int64(0), 0; still < 10; { // the slowest machine writes 256 KiB in half a second
+		time.Sleep(50 * time.Millisecond)
+		if n := parts.Load(); n > 0 && n == last {
+			still++
+		} else {
+			last, still = n, 0
+		}
+	}
 	const requests = 20
 	for range requests {
 		c.send(c.keyUpdate(updateRequested))
@@ -196,7 +208,7 @@ func TestKeyUpdateRequestsAreCoalesced(t *testing.T) {
 	if _, err := io.ReadFull(server, make([]byte, requests)); err != nil {
 		t.Fatal(err)
 	}
-	for n := 0; n < len(big); {
+	for n := 0; n < total; {
 		_, p, err := c.next()
 		if err != nil {
 			t.Fatal(err)
