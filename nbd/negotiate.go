@@ -19,7 +19,8 @@ import (
 // "NBD_OPT_STARTTLS"; CVE-2021-3716 was a server that kept some of it).
 type negotiation struct {
 	*conn
-	r      *bufio.Reader
+	src    *source
+	r      *bufio.Reader // of src
 	flags  wire.ClientFlags
 	out    []byte // replies to the current option, sent together
 	nagged bool   // the log has been told that this client was refused something
@@ -40,7 +41,8 @@ func (c *conn) negotiate() (*session, error) {
 		return nil, errOldClient
 	}
 	for {
-		n := &negotiation{conn: c, r: bufio.NewReaderSize(c.top, readBuffer), flags: flags}
+		src := &source{Conn: c.top}
+		n := &negotiation{conn: c, src: src, r: bufio.NewReaderSize(src, readBuffer), flags: flags}
 		s, err := n.haggle()
 		if err != errSecured {
 			return s, err

@@ -49,19 +49,38 @@ func (s *session) readNow(req *request) bool {
 			return false
 		}
 	}
-	b := newBuffer(int(n))
-	defer b.free()
-	got := 0
-	if protect(s.log, func() error { got = s.able.ReadNow(b.data(), off); return nil }) != nil || int64(got) != n {
-		return false
-	}
 	if !s.replies.mu.TryLock() {
 		return false
 	}
 	defer s.replies.mu.Unlock()
+	if n <= maxHeldRead {
+		b := s.replies.room(maxHeader + wire.OffsetDataSize + int(n))
+		h := len(s.replies.dataHeader(b[:0], req, uint64(off), int(n), true))
+		if !s.atHand(b[h:][:n], off) {
+			return false
+		}
+		s.replies.hold(h + int(n))
+	} else {
+		b := newBuffer(int(n))
+		defer b.free()
+		if !s.atHand(b.data(), off) {
+			return false
+		}
+		s.replies.dataLocked(req, uint64(off), b, true) // an error ends the connection, which the reader will see
+	}
 	s.stats.bytesRead.Add(n)
-	s.replies.dataLocked(req, uint64(off), b, true) // an error ends the connection, which the reader will see
 	return true
+}
+
+// maxHeldRead is the largest READ whose reply waits for others to leave with:
+// larger ones fill a record of TLS.
+const maxHeldRead = 16 << 10
+
+// atHand fills p from off if that is possible at once.
+func (s *session) atHand(p []byte, off int64) bool {
+	got := 0
+	err := protect(s.log, func() error { got = s.able.ReadNow(p, off); return nil })
+	return err == nil && got == len(p)
 }
 
 // readSparse sends data and holes each as what they are (proto.md,

@@ -25,13 +25,54 @@ type replies struct {
 	conn  *conn
 	style style
 
-	mu  sync.Mutex
-	err error // the first error; nothing is sent after it
+	mu   sync.Mutex
+	err  error   // guarded by mu: the first error; nothing is sent after it
+	held *buffer // guarded by mu: replies that leave with the next one, or by flush
 }
 
 // done says that a request without data in its reply has succeeded.
 func (r *replies) done(req *request) error {
 	return r.send(r.header(make([]byte, 0, maxHeader), req, wire.Chunk{Done: true}))
+}
+
+// maxHeld is how many bytes of replies are held back: four records of TLS.
+const maxHeld = 64 << 10
+
+// room makes sure that n bytes can be held back, and returns where. Who has filled
+// them calls hold. mu is held.
+func (r *replies) room(n int) []byte {
+	if r.held != nil && r.held.n+n > maxHeld {
+		r.flushLocked()
+	}
+	if r.held == nil {
+		r.held = newBuffer(maxHeld)
+		r.held.n = 0
+	}
+	return r.held.mem[headroom+r.held.n:][:n:n]
+}
+
+// hold counts n bytes of room in.
+func (r *replies) hold(n int) { r.held.n += n }
+
+// flush sends what has been held back, unless somebody is sending, who does so
+// first.
+func (r *replies) flush() {
+	if r.mu.TryLock() {
+		defer r.mu.Unlock()
+		r.flushLocked()
+	}
+}
+
+func (r *replies) flushLocked() {
+	b := r.held
+	if b == nil {
+		return
+	}
+	r.held = nil
+	if b.n > 0 {
+		r.sendLocked(b.data())
+	}
+	b.free()
 }
 
 // fail says that a request has failed, and why. In a structured reply it ends
@@ -119,6 +160,13 @@ func (r *replies) send(p []byte) error {
 // sendLocked sends one reply or chunk, in pieces that each have their own
 // deadline.
 func (r *replies) sendLocked(p []byte) error {
+	if r.held != nil { // they go first, or along
+		if r.held.n+len(p) <= maxHeld {
+			r.hold(copy(r.room(len(p)), p))
+			p = nil
+		}
+		r.flushLocked()
+	}
 	for len(p) > 0 && r.err == nil {
 		n := min(len(p), stallUnit)
 		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())

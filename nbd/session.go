@@ -47,6 +47,7 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 		slots:      semaphore.NewWeighted(int64(limits.Requests)),
 		bytes:      semaphore.NewWeighted(limits.Bytes),
 	}
+	n.src.waiting = s.replies.flush
 	s.traffic = n.srv.trafficOf(e.Name)
 	if fs, ok := n.top.(fileSender); ok && a.Section != nil {
 		s.streamFrom = int64(fs.StreamFrom())

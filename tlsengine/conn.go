@@ -61,9 +61,9 @@ func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, erro
 	return c, nil
 }
 
-// Read reads application data. io.EOF means that the peer has said that there
-// are no more (close_notify); an end without that is io.ErrUnexpectedEOF. All of
-// p may be used as scratch space.
+// Read reads application data: as many records as are there and p has room for.
+// io.EOF means that the peer has said that there are no more (close_notify); an
+// end without that is io.ErrUnexpectedEOF. All of p may be used as scratch space.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -71,20 +71,51 @@ func (c *Conn) Read(p []byte) (int, error) {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
 	for {
-		if n := c.in.take(p); n > 0 {
-			return n, nil
+		if n, err := c.tryRead(p); n > 0 || err != nil {
+			return n, err
 		}
-		if c.in.err != nil {
-			return 0, c.in.err
-		}
-		n, err := c.readRecord(p)
-		if err != nil {
+		if err := c.in.fill(c.raw); err != nil {
 			return 0, c.failRead(err)
 		}
-		if n > 0 {
-			return n, nil
-		}
 	}
+}
+
+// TryRead is Read of what has been received already: it waits for nothing, and
+// returns 0 and no error if that is nothing.
+func (c *Conn) TryRead(p []byte) (int, error) {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return c.tryRead(p)
+}
+
+// tryRead is TryRead for who holds in.mu. An error behind data waits for the next
+// call: so does its alert, and what was asked for in time can be answered.
+func (c *Conn) tryRead(p []byte) (n int, err error) {
+	if err, c.in.late = c.in.late, nil; err != nil {
+		return 0, c.failRead(err)
+	}
+	for n < len(p) {
+		if k := c.in.take(p[n:]); k > 0 {
+			n += k
+			continue
+		}
+		if c.in.err != nil && n == 0 {
+			return 0, c.in.err
+		}
+		if c.in.err != nil || !c.in.whole() {
+			break
+		}
+		k, err := c.readRecord(p[n:])
+		switch {
+		case err != nil && n > 0:
+			c.in.late = err
+			return n, nil
+		case err != nil:
+			return 0, c.failRead(err)
+		}
+		n += k
+	}
+	return n, nil
 }
 
 // failRead makes an error of reading permanent, unless it is a deadline, and
@@ -104,10 +135,10 @@ func (c *Conn) failRead(err error) error {
 	return err
 }
 
-// readRecord reads one record. It returns how many bytes of data it has put into
+// readRecord opens the next record, which is there. It returns how many bytes of data it has put into
 // p; data for which p is too small wait in c.in.
 func (c *Conn) readRecord(p []byte) (int, error) {
-	record, err := c.in.next(c.raw)
+	record, err := c.in.next()
 	if err != nil {
 		return 0, err
 	}

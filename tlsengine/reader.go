@@ -28,6 +28,7 @@ type reader struct {
 	r, w     int                  // what has been read and not been opened is buf[r:w]
 	data     []byte               // what has been opened and not been taken, in buf
 	fragment []byte               // of a handshake message
+	late     error                // comes behind what has been taken
 	idle     int                  // records in a row without data
 
 	// coming is how many bytes will come at least, and lowWater how many the kernel
@@ -57,23 +58,23 @@ func (r *reader) useless() error {
 	return nil
 }
 
-// next returns the next whole record, valid until it is called again.
-func (r *reader) next(raw net.Conn) ([]byte, error) {
-	for {
-		if r.buf != nil {
-			n, err := recordLen(r.buf[r.r:r.w])
-			if err != nil {
-				return nil, err
-			}
-			if n > 0 && r.w-r.r >= n {
-				r.r += n
-				return r.buf[r.r-n : r.r], nil
-			}
-		}
-		if err := r.fill(raw); err != nil {
-			return nil, err
-		}
+// whole reports whether the next record is there, or what cannot become one.
+func (r *reader) whole() bool {
+	if r.buf == nil {
+		return false
 	}
+	n, err := recordLen(r.buf[r.r:r.w])
+	return err != nil || n > 0 && r.w-r.r >= n
+}
+
+// next returns the next record, which is whole, until fill is called.
+func (r *reader) next() ([]byte, error) {
+	n, err := recordLen(r.buf[r.r:r.w])
+	if err != nil {
+		return nil, err
+	}
+	r.r += n
+	return r.buf[r.r-n : r.r], nil
 }
 
 // fill reads as much as there is, and waits if there is nothing.
