@@ -70,6 +70,10 @@ type Abilities struct {
 
 	// NoZero withholds WRITE_ZEROES: clients write zeroes themselves.
 	NoZero bool
+	// Buffered says that WriteAt only copies to memory, a page cache perhaps, and
+	// will hardly ever wait for a device or for another program. Who replaces
+	// WriteAt by something slower has to remove this.
+	Buffered bool
 	// SlowZero says that Zero is never faster than writing zeroes: clients are
 	// told that it does not help to ask for that.
 	SlowZero bool

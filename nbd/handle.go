@@ -28,7 +28,11 @@ func (s *session) handle(req *request) {
 		s.fail(req, err)
 		return
 	}
-	s.replies.done(req)
+	if req.soon {
+		s.replies.doneSoon(req)
+	} else {
+		s.replies.done(req)
+	}
 }
 
 // do works on a request whose reply has no data.

@@ -35,6 +35,14 @@ func (r *replies) done(req *request) error {
 	return r.send(r.header(make([]byte, 0, maxHeader), req, wire.Chunk{Done: true}))
 }
 
+// doneSoon is done of a reply that leaves with others, or by flush.
+func (r *replies) doneSoon(req *request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := r.room(maxHeader)
+	r.hold(len(r.header(b[:0], req, wire.Chunk{Done: true})))
+}
+
 // maxHeld is how many bytes of replies are held back: four records of TLS.
 const maxHeld = 64 << 10
 

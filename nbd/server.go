@@ -59,6 +59,7 @@ type Server struct {
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
 	traffic map[string]*traffic
+	turns   turns
 }
 
 // ErrForceTLS is returned by Serve if ForceTLS is set without StartTLS.

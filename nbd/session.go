@@ -27,6 +27,8 @@ type session struct {
 	replies replies
 	slots   *semaphore.Weighted // requests of this connection being worked on
 	bytes   *semaphore.Weighted // their payloads
+	turn    turn
+	over    chan error // why no more requests are read
 	working sync.WaitGroup
 	stats   stats
 	traffic *traffic
@@ -46,6 +48,7 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 		replies:    replies{conn: n.conn, style: n.style},
 		slots:      semaphore.NewWeighted(int64(limits.Requests)),
 		bytes:      semaphore.NewWeighted(limits.Bytes),
+		over:       make(chan error, 1),
 	}
 	n.src.waiting = s.replies.flush
 	s.traffic = n.srv.trafficOf(e.Name)

@@ -18,6 +18,7 @@ type request struct {
 	payload    *buffer // those bytes
 	begun      time.Time
 	failed     bool
+	soon       bool // its reply may be held back: who works on it will flush
 	holds      [3]hold
 }
 
@@ -26,7 +27,8 @@ type request struct {
 // "Transmission"). It returns when the last one has been answered.
 func (s *session) transmit() error {
 	defer s.close()
-	err := s.readRequests()
+	s.readRequests()
+	err := <-s.over
 	s.replies.flush()
 	// Whoever asked may have gone, and a backend that waits for something must
 	// not wait for ever.
@@ -36,21 +38,30 @@ func (s *session) transmit() error {
 	return err
 }
 
-// readRequests reads until there are no more.
-func (s *session) readRequests() error {
+// readRequests reads until there are no more, or somebody else does.
+func (s *session) readRequests() {
 	for {
-		req, err := s.readRequest()
+		ours, err := s.nextRequest()
 		if err != nil {
-			return err
+			s.over <- err
 		}
-		if req.Command == wire.CmdDisc {
-			return errDisc
-		}
-		s.stats.requests.Add(1)
-		if err := s.accept(req); err != nil {
-			return err
+		if err != nil || !ours {
+			return
 		}
 	}
+}
+
+// nextRequest reads a request and accepts it.
+func (s *session) nextRequest() (ours bool, err error) {
+	req, err := s.readRequest()
+	if err != nil {
+		return false, err
+	}
+	if req.Command == wire.CmdDisc {
+		return false, errDisc
+	}
+	s.stats.requests.Add(1)
+	return s.accept(req)
 }
 
 // readRequest reads a request without its payload.
@@ -81,35 +92,41 @@ func (s *session) readRequest() (*request, error) {
 
 // accept starts work on a request, or refuses it. What it may cost is reserved
 // before its payload is read: while the limits are reached nothing is read, and
-// the socket is the queue. It returns an error if the connection cannot go on.
-func (s *session) accept(req *request) error {
+// the socket is the queue. It reports whether reading is still ours, and returns
+// an error if the connection cannot go on.
+func (s *session) accept(req *request) (ours bool, err error) {
 	s.traffic.began(req)
 	if err := s.validate(req); err != nil {
 		defer s.traffic.finished(req)
 		if err := s.discardPayload(req); err != nil {
-			return err
+			return false, err
 		}
-		return s.fail(req, err)
+		return true, s.fail(req, err)
 	}
 	if s.readNow(req) {
 		s.traffic.finished(req)
-		return nil
+		return true, nil
 	}
-	err := s.reserve(req)
-	if err == nil {
+	if err = s.reserve(req); err == nil {
 		err = s.readPayload(req)
 	}
 	if err != nil {
 		s.release(req)
 		s.traffic.finished(req)
-		return err
+		return false, err
 	}
-	s.working.Go(func() {
-		defer s.release(req)
-		defer s.traffic.finished(req)
-		s.handle(req)
-	})
-	return nil
+	if s.writeNow(req) {
+		return s.inTurn(req), nil
+	}
+	s.working.Go(func() { s.work(req) })
+	return true, nil
+}
+
+// work works on an accepted request.
+func (s *session) work(req *request) {
+	defer s.release(req)
+	defer s.traffic.finished(req)
+	s.handle(req)
 }
 
 // hold is a share of a limit.

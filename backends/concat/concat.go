@@ -128,6 +128,7 @@ func (d *Disk) Resolve(a *nbd.Abilities) error {
 	if all(func(p *nbd.Abilities) bool { return p.ReadNow != nil }) {
 		a.ReadNow = d.readNow
 	}
+	a.Buffered = all(func(p *nbd.Abilities) bool { return p.Buffered })
 	if all(func(p *nbd.Abilities) bool { return p.Hole != nil }) {
 		a.Hole = func(off, n int64) (bool, int64) {
 			p, at, k := d.part(off, n)

@@ -246,6 +246,7 @@ func ignoreUnsupported(err error) error {
 // it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
 	a.ReadNow = f.ReadNow
+	a.Buffered = true
 	a.Section = f.Section
 	a.Trim = f.Trim
 	a.Zero = f.Zero

@@ -147,6 +147,7 @@ func (d *Disk) Sync() error { return nil }
 
 // Resolve implements [nbd.Resolver].
 func (d *Disk) Resolve(a *nbd.Abilities) error {
+	a.Buffered = true
 	a.ReadNow = func(p []byte, off int64) int { n, _ := d.ReadAt(p, off); return n }
 	a.WriteFUA = d.WriteAt
 	a.Trim = d.Trim

@@ -89,6 +89,7 @@ func all(p []byte) func(int, error) error {
 func around(a *nbd.Abilities, f func(below *nbd.Abilities, r *request, p []byte) error) {
 	holesAsExtents(a)
 	a.ReadNow, a.Section = nil, nil
+	a.Buffered = false
 	below := *a
 	data := func(op operation, fua bool) func([]byte, int64) (int, error) {
 		return func(p []byte, off int64) (int, error) {

@@ -114,6 +114,7 @@ func before(a *nbd.Abilities, f func(op operation, flags nbd.ZeroFlags) error) {
 	holesAsExtents(a)
 	below := *a
 	a.ReadNow = nil
+	a.Buffered = false
 	a.ReadAt = func(p []byte, off int64) (int, error) {
 		if err := f(opRead, 0); err != nil {
 			return 0, err

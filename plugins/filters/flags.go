@@ -137,8 +137,10 @@ func fua(a *nbd.Abilities, mode string) error {
 	case "force":
 		if a.WriteFUA != nil {
 			a.WriteAt = a.WriteFUA
+			a.Buffered = false
 		} else if a.Sync != nil && a.WriteAt != nil {
 			a.WriteAt = thenSync(a.WriteAt, a.Sync)
+			a.Buffered = false
 		}
 	case "discard":
 		a.WriteFUA = a.WriteAt

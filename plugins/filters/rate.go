@@ -94,6 +94,7 @@ func limitRate(ctx context.Context, a *nbd.Abilities, myIn, myOut, in, out *buck
 		return all.take(ctx, n)
 	}
 	a.ReadNow = nil
+	a.Buffered = false
 	a.ReadAt = func(p []byte, off int64) (int, error) {
 		if err := charge(len(p), myOut, out); err != nil {
 			return 0, err
