@@ -93,10 +93,13 @@ func load(c *Config) (*credentials, error) {
 	for _, ca := range cas {
 		cr.verifier.roots.AddCert(ca)
 	}
-	cr.config12.ClientCAs, cr.config13.ClientCAs = cr.verifier.roots, cr.verifier.roots
+	cr.config12.ClientCAs = cr.verifier.roots
 	cr.config12.ClientAuth = tls.RequireAndVerifyClientCert
 	cr.config12.VerifyConnection = cr.verifier.verify12
-	cr.config13.ClientAuth = tls.RequestClientCert // and takeOver verifies it
+	// takeOver verifies it. The CAs are not named: a GnuTLS client that is told of
+	// some looks for a certificate whose key fits the signature algorithms, too, and
+	// thinks that none of TLS 1.3's fits an RSA key (3.7.9: they are RSA-PSS's).
+	cr.config13.ClientAuth = tls.RequestClientCert
 	return cr, nil
 }
 
