@@ -26,19 +26,28 @@ type replies struct {
 	style style
 
 	mu   sync.Mutex
-	err  error   // guarded by mu: the first error; nothing is sent after it
-	held *buffer // guarded by mu: replies that leave with the next one, or by flush
+	err  error     // guarded by mu: the first error; nothing is sent after it
+	held *buffer   // guarded by mu: replies that leave with the next one, or by flush
+	bufs [1][]byte // guarded by mu: what is being sent
 }
 
 // done says that a request without data in its reply has succeeded.
 func (r *replies) done(req *request) error {
-	return r.send(r.header(make([]byte, 0, maxHeader), req, wire.Chunk{Done: true}))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holdDone(req)
+	r.flushLocked()
+	return r.err
 }
 
 // doneSoon is done of a reply that leaves with others, or by flush.
 func (r *replies) doneSoon(req *request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.holdDone(req)
+}
+
+func (r *replies) holdDone(req *request) {
 	b := r.room(maxHeader)
 	r.hold(len(r.header(b[:0], req, wire.Chunk{Done: true})))
 }
@@ -178,7 +187,7 @@ func (r *replies) sendLocked(p []byte) error {
 	for len(p) > 0 && r.err == nil {
 		n := min(len(p), stallUnit)
 		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
-		r.sent(write(r.conn.top, p[:n]))
+		r.sent(r.write(p[:n]))
 		p = p[n:]
 	}
 	return r.err
@@ -199,10 +208,11 @@ func (r *replies) sent(err error) {
 // and a byte behind: it need not copy what it encrypts.
 type buffersWriter interface{ WriteBuffers(net.Buffers) error }
 
-func write(nc net.Conn, p []byte) error {
-	if w, ok := nc.(buffersWriter); ok {
-		return w.WriteBuffers(net.Buffers{p})
+func (r *replies) write(p []byte) error {
+	if w, ok := r.conn.top.(buffersWriter); ok {
+		r.bufs[0] = p
+		return w.WriteBuffers(r.bufs[:])
 	}
-	_, err := nc.Write(p)
+	_, err := r.conn.top.Write(p)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -21,6 +22,8 @@ type request struct {
 	soon       bool // its reply may be held back: who works on it will flush
 	holds      [3]hold
 }
+
+var requests = sync.Pool{New: func() any { return new(request) }}
 
 // transmit is the transmission phase: requests are read one after the other,
 // worked on at the same time, and answered as they are done (proto.md,
@@ -66,22 +69,27 @@ func (s *session) nextRequest() (ours bool, err error) {
 
 // readRequest reads a request without its payload.
 func (s *session) readRequest() (*request, error) {
-	var buf [wire.ExtendedRequestSize]byte
-	h, parse := buf[:wire.RequestSize], wire.ParseRequest
+	size, parse := wire.RequestSize, wire.ParseRequest
 	if s.style == extended {
-		h, parse = buf[:], wire.ParseExtendedRequest
+		size, parse = wire.ExtendedRequestSize, wire.ParseExtendedRequest
 	}
-	if n, err := io.ReadFull(s.r, h); err != nil {
-		if n == 0 && errors.Is(err, io.EOF) {
-			return nil, errHangup
-		}
+	h, err := s.r.Peek(size)
+	switch {
+	case errors.Is(err, io.EOF) && len(h) == 0:
+		return nil, errHangup
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading a request: %w", err)
 	}
 	r, err := parse(h)
 	if err != nil {
 		return nil, err
 	}
-	req := &request{Request: r}
+	s.r.Discard(size)
+	req := requests.Get().(*request)
+	*req = request{Request: r}
 	// A WRITE has a payload, even if it should say so and does not: QEMU forgets
 	// to (seen with 10.0), and its own server lets that pass.
 	if r.Command == wire.CmdWrite || s.style == extended && r.Flags&wire.CmdFlagPayloadLen != 0 {
@@ -97,35 +105,40 @@ func (s *session) readRequest() (*request, error) {
 func (s *session) accept(req *request) (ours bool, err error) {
 	s.traffic.began(req)
 	if err := s.validate(req); err != nil {
-		defer s.traffic.finished(req)
+		defer s.finish(req)
 		if err := s.discardPayload(req); err != nil {
 			return false, err
 		}
 		return true, s.fail(req, err)
 	}
 	if s.readNow(req) {
-		s.traffic.finished(req)
+		s.finish(req)
 		return true, nil
 	}
 	if err = s.reserve(req); err == nil {
 		err = s.readPayload(req)
 	}
 	if err != nil {
-		s.release(req)
-		s.traffic.finished(req)
+		s.finish(req)
 		return false, err
 	}
 	if s.writeNow(req) {
 		return s.inTurn(req), nil
 	}
-	s.working.Go(func() { s.work(req) })
+	s.working.Add(1)
+	go s.workAside(req)
 	return true, nil
+}
+
+// workAside is work in a goroutine of its own.
+func (s *session) workAside(req *request) {
+	defer s.working.Done()
+	s.work(req)
 }
 
 // work works on an accepted request.
 func (s *session) work(req *request) {
-	defer s.release(req)
-	defer s.traffic.finished(req)
+	defer s.finish(req)
 	s.handle(req)
 }
 
@@ -160,8 +173,9 @@ func (s *session) reserve(req *request) error {
 	return nil
 }
 
-// release gives back what req holds.
-func (s *session) release(req *request) {
+// finish counts req, and gives back what it holds, and it.
+func (s *session) finish(req *request) {
+	s.traffic.finished(req)
 	if req.payload != nil {
 		req.payload.free()
 	}
@@ -170,6 +184,7 @@ func (s *session) release(req *request) {
 			h.limit.Release(h.n)
 		}
 	}
+	requests.Put(req)
 }
 
 // An expecter is a connection that is glad to know how many bytes have to come.
