@@ -27,6 +27,31 @@ var (
 	splice  = unix.Splice
 )
 
+// readNow is read(2) from a descriptor that does not block.
+func readNow(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_READ, fd, p) }
+
+// writeNow is write(2) likewise.
+func writeNow(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_WRITE, fd, p) }
+
+// transfer is a system call that does not wait: Go's scheduler is not told, and
+// must not be kept waiting by a large p.
+func transfer(call uintptr, fd int, p []byte) (n int, err error) {
+	for {
+		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+func setLowWater(fd, n int) error {
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, n)
+}
+
 // setCrypto gives fd the keys of one direction.
 func setCrypto(fd, direction int, info *CryptoInfo) error {
 	var mem [maxCryptoInfo]byte

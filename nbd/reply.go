@@ -28,6 +28,7 @@ type replies struct {
 	mu   sync.Mutex
 	err  error     // guarded by mu: the first error; nothing is sent after it
 	held *buffer   // guarded by mu: replies that leave with the next one, or by flush
+	wait uint64    // guarded by mu: bytes of payload whose replies have been held back
 	bufs [1][]byte // guarded by mu: what is being sent
 }
 
@@ -45,7 +46,14 @@ func (r *replies) doneSoon(req *request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.holdDone(req)
+	if r.wait += req.payloadLen; r.wait >= maxWait {
+		r.flushLocked()
+	}
 }
+
+// maxWait is how many bytes a client may send before the replies to what it has
+// sent leave: it may be waiting for them to send more.
+const maxWait = 128 << 10
 
 func (r *replies) holdDone(req *request) {
 	b := r.room(maxHeader)
@@ -85,7 +93,7 @@ func (r *replies) flushLocked() {
 	if b == nil {
 		return
 	}
-	r.held = nil
+	r.held, r.wait = nil, 0
 	if b.n > 0 {
 		r.sendLocked(b.data())
 	}

@@ -2,10 +2,10 @@ package nbd
 
 import "net"
 
-// A tryReader is a connection that has read ahead: TryRead is Read of what it
-// has, and returns 0 and no error if that is nothing.
-type tryReader interface {
-	TryRead(p []byte) (int, error)
+// An idleReader is a connection that says when it has to wait: ReadIdle is Read,
+// and calls idle before.
+type idleReader interface {
+	ReadIdle(p []byte, idle func()) (int, error)
 }
 
 // source is what a connection reads requests from. Clients send many at a time,
@@ -16,10 +16,8 @@ type source struct {
 }
 
 func (r *source) Read(p []byte) (int, error) {
-	if t, ok := r.Conn.(tryReader); ok {
-		if n, err := t.TryRead(p); n > 0 || err != nil {
-			return n, err
-		}
+	if c, ok := r.Conn.(idleReader); ok {
+		return c.ReadIdle(p, r.waiting)
 	}
 	if r.waiting != nil {
 		r.waiting()

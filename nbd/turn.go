@@ -29,7 +29,7 @@ const (
 )
 
 // maxWriteNow is the largest WRITE that the reader works on.
-const maxWriteNow = 256 << 10
+const maxWriteNow = 2 << 20
 
 // writeNow reports whether the reader should work on req.
 func (s *session) writeNow(req *request) bool {

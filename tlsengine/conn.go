@@ -6,8 +6,9 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"nbd-ktls-server/ktls"
 )
 
 // Conn is an encrypted connection, TLS 1.3: the record layer after the
@@ -18,7 +19,7 @@ import (
 // where the caller wants them; posthandshake.go answers what is not data. The
 // way of a byte out: writer.go seals records and sends many at a time.
 type Conn struct {
-	raw   net.Conn
+	raw   *ktls.Socket
 	state State
 
 	in  reader
@@ -43,7 +44,7 @@ type Conn struct {
 // newConn takes over raw after the handshake, at the first record of each
 // direction.
 func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, error) {
-	c := &Conn{raw: raw, counts: new(counts), rekeyRecords: defaultRekeyRecords}
+	c := &Conn{raw: ktls.NewSocket(raw), counts: new(counts), rekeyRecords: defaultRekeyRecords}
 	c.in.suite, c.out.suite = su, su
 	if err := c.in.setSecret(client); err != nil {
 		return nil, err
@@ -51,25 +52,22 @@ func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, erro
 	if err := c.out.setSecret(server); err != nil {
 		return nil, err
 	}
-	if sc, ok := raw.(syscall.Conn); ok {
-		if rc, err := sc.SyscallConn(); err == nil {
-			c.in.rc = rc
-			c.in.tcp = raw.LocalAddr().Network() == "tcp"
-		}
-	}
-	c.in.try = c.in.tryRead
 	return c, nil
 }
 
 // Read reads application data: as many records as are there and p has room for.
 // io.EOF means that the peer has said that there are no more (close_notify); an
 // end without that is io.ErrUnexpectedEOF. All of p may be used as scratch space.
-func (c *Conn) Read(p []byte) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) { return c.ReadIdle(p, nil) }
+
+// ReadIdle is Read, and calls idle before it waits.
+func (c *Conn) ReadIdle(p []byte, idle func()) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
+	c.in.idle = idle
 	for {
 		if n, err := c.tryRead(p); n > 0 || err != nil {
 			return n, err
@@ -80,16 +78,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// TryRead is Read of what has been received already: it waits for nothing, and
-// returns 0 and no error if that is nothing.
-func (c *Conn) TryRead(p []byte) (int, error) {
-	c.in.mu.Lock()
-	defer c.in.mu.Unlock()
-	return c.tryRead(p)
-}
-
-// tryRead is TryRead for who holds in.mu. An error behind data waits for the next
-// call: so does its alert, and what was asked for in time can be answered.
+// tryRead reads what has been received already: 0 and no error if that is nothing.
+// in.mu is held. An error behind data waits for the next call: so does its alert,
+// and what was asked for in time can be answered.
 func (c *Conn) tryRead(p []byte) (n int, err error) {
 	if err, c.in.late = c.in.late, nil; err != nil {
 		return 0, c.failRead(err)
@@ -159,7 +150,7 @@ func (c *Conn) readRecord(p []byte) (int, error) {
 		if len(content) == 0 {
 			return 0, c.in.useless()
 		}
-		c.in.idle = 0
+		c.in.dataless = 0
 		if direct {
 			return len(content), nil
 		}
@@ -186,7 +177,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) Expect(n int) {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
-	c.in.coming = max(n-len(c.in.data)-(c.in.w-c.in.r), 0)
+	c.raw.Expect(n - len(c.in.data) - (c.in.w - c.in.r))
 }
 
 // WriteBuffers sends all of bufs as one batch, with as few records as they

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"nbd-ktls-server/ktls"
 )
 
 // The client speaks first, and may do so in one packet with its Finished: no
@@ -462,7 +464,7 @@ func (discard) Write(p []byte) (int, error) { return len(p), nil }
 // Sealing 256 KiB, in 17 records, allocates nothing.
 func TestWriteDoesNotAllocate(t *testing.T) {
 	server, _ := connect(t, Options{}, nil)
-	server.raw = discard{server.raw}
+	server.raw = ktls.NewSocket(discard{server.raw})
 	p := make([]byte, 256<<10+16, 256<<10+17)
 	if n := testing.AllocsPerRun(100, func() { server.write(p, true) }); n > 0 {
 		t.Errorf("%v allocations", n)
@@ -471,7 +473,7 @@ func TestWriteDoesNotAllocate(t *testing.T) {
 
 func BenchmarkWrite256K(b *testing.B) {
 	server, _ := connect(b, Options{}, nil)
-	server.raw = discard{server.raw}
+	server.raw = ktls.NewSocket(discard{server.raw})
 	p := make([]byte, 256<<10+16, 256<<10+17)
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()

@@ -64,7 +64,7 @@ func TestInstructions(t *testing.T) {
 		{"kernel, write", KTLSRequire, read},
 		{"user space", KTLSOff, read},
 		{"plain, splice", KTLSOff, func(c *Conn) func([]byte, int64, int) error {
-			rc, _ := c.raw.(*net.TCPConn).SyscallConn()
+			rc, _ := c.raw.SyscallConn()
 			return func(_ []byte, off int64, n int) error {
 				s, err := ktls.Load(f, off, n)
 				if s == nil {
@@ -160,7 +160,7 @@ func (c *Conn) receiveInKernel(t *testing.T) {
 	b = append(b, info.Key...)
 	b = append(b, info.IV[:4]...)
 	b = binary.BigEndian.AppendUint64(b, info.RecSeq)
-	rc, err := c.raw.(*net.TCPConn).SyscallConn()
+	rc, err := c.raw.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

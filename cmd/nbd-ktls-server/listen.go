@@ -59,7 +59,7 @@ func (ls *listeners) prepare() {
 		if _, ok := l.Addr().(*net.TCPAddr); ok {
 			ls.all[i] = tunedListener{l}
 		}
-		ls.all[i] = streamListener{ls.all[i]}
+		ls.all[i] = socketListener{ls.all[i]}
 	}
 }
 

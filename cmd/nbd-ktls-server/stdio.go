@@ -6,13 +6,15 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"nbd-ktls-server/ktls"
 )
 
 // stdioConn makes a connection of standard input and output: of the socket that
 // they are (inetd(8), libnbd's nbd_connect_command(3)), or of two pipes.
 func stdioConn() (net.Conn, error) {
 	if nc, err := net.FileConn(os.Stdin); err == nil {
-		return nc, nil
+		return ktls.NewSocket(nc), nil
 	}
 	in, err := pollable(0, "stdin")
 	if err != nil {
