@@ -34,7 +34,7 @@ type Socket struct {
 type socketIn struct {
 	tcp      bool
 	to       Buffer
-	fixed    fixed
+	fixed    Fixed
 	n        int
 	err      error
 	try      func(fd uintptr) bool
@@ -58,9 +58,9 @@ type socketOut struct {
 // it takes some dozen microseconds.
 const maxPiece = 288 << 10
 
-// Buffer is where [Socket.ReadTo] reads to. A connection that waits for its peer
-// need not have one.
-type Buffer interface {
+// Buffer is where ReadTo reads to. A connection that waits for its peer need not
+// have one.
+type Buffer = interface {
 	// Space is asked for when there may be something to be read.
 	Space() []byte
 	// Idle says that there is nothing, and that it will be waited for. It may be
@@ -68,18 +68,11 @@ type Buffer interface {
 	Idle()
 }
 
-// fixed is a Buffer of somebody who may have something to do before waiting.
-type fixed struct {
-	p    []byte
-	idle func()
-}
+// Fixed is a Buffer that is always there.
+type Fixed []byte
 
-func (f *fixed) Space() []byte { return f.p }
-func (f *fixed) Idle() {
-	if f.idle != nil {
-		f.idle()
-	}
-}
+func (f Fixed) Space() []byte { return f }
+func (f Fixed) Idle()         {}
 
 // NewSocket makes a Socket of nc, which must not be read or written in other ways
 // any more. If it is one already, or embeds one, that is the Socket.
@@ -101,12 +94,9 @@ func NewSocket(nc net.Conn) *Socket {
 func (s *Socket) self() *Socket { return s }
 
 // Read is read(2).
-func (s *Socket) Read(p []byte) (int, error) { return s.ReadIdle(p, nil) }
-
-// ReadIdle is Read, and calls idle before it waits.
-func (s *Socket) ReadIdle(p []byte, idle func()) (int, error) {
-	s.in.fixed = fixed{p, idle}
-	defer func() { s.in.fixed = fixed{} }()
+func (s *Socket) Read(p []byte) (int, error) {
+	s.in.fixed = p
+	defer func() { s.in.fixed = nil }()
 	return s.ReadTo(&s.in.fixed)
 }
 

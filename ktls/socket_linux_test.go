@@ -101,23 +101,27 @@ func TestSocketWriteDeadline(t *testing.T) {
 // Idle is called before waiting, and not otherwise.
 func TestSocketTellsThatItWaits(t *testing.T) {
 	s, peer := socketPair(t)
-	p := make([]byte, 10)
 	peer.Write([]byte("here"))
 	time.Sleep(10 * time.Millisecond)
-	if n, err := s.ReadIdle(p, func() { t.Error("called though there was something") }); n != 4 || err != nil {
+	if n, err := s.ReadTo(idle(func() { t.Error("called though there was something") })); n != 4 || err != nil {
 		t.Fatal(n, err)
 	}
 	told := false
-	n, err := s.ReadIdle(p, func() {
+	n, err := s.ReadTo(idle(func() {
 		if !told {
 			peer.Write([]byte("later")) // which comes because of it, and is not missed
 		}
 		told = true
-	})
+	}))
 	if n != 5 || err != nil || !told {
 		t.Errorf("%d, %v, told: %v", n, err, told)
 	}
 }
+
+type idle func()
+
+func (f idle) Space() []byte { return make([]byte, 10) }
+func (f idle) Idle()         { f() }
 
 // What embeds a Socket is one: its deadlines and low-water mark are known once.
 func TestSocketOnce(t *testing.T) {

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,8 +18,7 @@ import (
 // "NBD_OPT_STARTTLS"; CVE-2021-3716 was a server that kept some of it).
 type negotiation struct {
 	*conn
-	src    *source
-	r      *bufio.Reader // of src
+	r      *input
 	flags  wire.ClientFlags
 	out    []byte // replies to the current option, sent together
 	nagged bool   // the log has been told that this client was refused something
@@ -41,17 +39,16 @@ func (c *conn) negotiate() (*session, error) {
 		return nil, errOldClient
 	}
 	for {
-		src := &source{Conn: c.top}
-		n := &negotiation{conn: c, src: src, r: bufio.NewReaderSize(src, readBuffer), flags: flags}
+		n := &negotiation{conn: c, r: &input{conn: c.top, ahead: smallAhead}, flags: flags}
 		s, err := n.haggle()
+		if s == nil {
+			n.r.free()
+		}
 		if err != errSecured {
 			return s, err
 		}
 	}
 }
-
-// readBuffer is how much is read ahead of a client.
-const readBuffer = 4 << 10
 
 // haggle answers options until one of them ends the negotiation: with a session,
 // with errSecured, or for good.

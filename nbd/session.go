@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"log/slog"
 	"sync"
 
@@ -23,7 +22,7 @@ type session struct {
 	streamFrom int64
 	log        *slog.Logger
 
-	r       *bufio.Reader
+	r       *input
 	replies replies
 	slots   *semaphore.Weighted // requests of this connection being worked on
 	bytes   *semaphore.Weighted // their payloads
@@ -50,7 +49,7 @@ func newSession(n *negotiation, e *Export, a *Abilities, name string) *session {
 		bytes:      semaphore.NewWeighted(limits.Bytes),
 		over:       make(chan error, 1),
 	}
-	n.src.waiting = s.replies.flush
+	s.r.waiting = s.replies.flush
 	s.traffic = n.srv.trafficOf(e.Name)
 	if fs, ok := n.top.(fileSender); ok && a.Section != nil {
 		s.streamFrom = int64(fs.StreamFrom())

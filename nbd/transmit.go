@@ -32,6 +32,7 @@ func (s *session) transmit() error {
 	defer s.close()
 	s.readRequests()
 	err := <-s.over
+	s.r.free()
 	s.replies.flush()
 	// Whoever asked may have gone, and a backend that waits for something must
 	// not wait for ever.
@@ -95,6 +96,7 @@ func (s *session) readRequest() (*request, error) {
 	if r.Command == wire.CmdWrite || s.style == extended && r.Flags&wire.CmdFlagPayloadLen != 0 {
 		req.payloadLen = r.Length
 	}
+	s.r.expectPayload(req.payloadLen)
 	return req, nil
 }
 

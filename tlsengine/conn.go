@@ -58,19 +58,20 @@ func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, erro
 // Read reads application data: as many records as are there and p has room for.
 // io.EOF means that the peer has said that there are no more (close_notify); an
 // end without that is io.ErrUnexpectedEOF. All of p may be used as scratch space.
-func (c *Conn) Read(p []byte) (int, error) { return c.ReadIdle(p, nil) }
+func (c *Conn) Read(p []byte) (int, error) { return c.ReadTo(ktls.Fixed(p)) }
 
-// ReadIdle is Read, and calls idle before it waits.
-func (c *Conn) ReadIdle(p []byte, idle func()) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
+// ReadTo is Read to the space of b.
+func (c *Conn) ReadTo(b ktls.Buffer) (int, error) {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
-	c.in.idle = idle
+	c.in.to = b
+	defer func() { c.in.to = nil }()
 	for {
-		if n, err := c.tryRead(p); n > 0 || err != nil {
-			return n, err
+		if c.in.pending() {
+			p := b.Space()
+			if n, err := c.tryRead(p); n > 0 || err != nil || len(p) == 0 {
+				return n, err
+			}
 		}
 		if err := c.in.fill(c.raw); err != nil {
 			return 0, c.failRead(err)

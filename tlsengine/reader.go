@@ -30,7 +30,7 @@ type reader struct {
 	fragment []byte               // of a handshake message
 	late     error                // comes behind what has been taken
 	dataless int                  // records in a row without data
-	idle     func()               // is called before anything is waited for; or nil
+	to       ktls.Buffer          // of whoever reads
 }
 
 // take moves opened data to p.
@@ -55,6 +55,11 @@ func (r *reader) whole() bool {
 	}
 	n, err := recordLen(r.buf[r.r:r.w])
 	return err != nil || n > 0 && r.w-r.r >= n
+}
+
+// pending reports whether there is something for tryRead.
+func (r *reader) pending() bool {
+	return len(r.data) > 0 || r.late != nil || r.err != nil || r.whole()
 }
 
 // next returns the next record, which is whole, until fill is called.
@@ -100,9 +105,7 @@ func (r *reader) Idle() {
 	if r.w == 0 {
 		r.release()
 	}
-	if r.idle != nil {
-		r.idle()
-	}
+	r.to.Idle()
 }
 
 // release gives the buffer back. It has held plain text.
