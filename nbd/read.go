@@ -27,7 +27,7 @@ func (s *session) handleRead(req *request) {
 // maySkipHoles reports whether the reply to a READ can say where holes are, and
 // we know.
 func (s *session) maySkipHoles(req *request) bool {
-	return s.style != simple && req.Flags&wire.CmdFlagDF == 0 && s.able.Hole != nil
+	return s.several(req) && s.able.Hole != nil
 }
 
 // maxReadNow is the largest READ that is answered from the goroutine that reads
@@ -131,13 +131,27 @@ func (s *session) holeAt(off, n int64) (hole bool, length int64) {
 	return hole, length
 }
 
+// several reports whether the reply to req may have several chunks of data.
+func (s *session) several(req *request) bool {
+	return s.style != simple && req.Flags&wire.CmdFlagDF == 0
+}
+
+// maxChunk is the longest chunk that is read and written, where there may be
+// several: the largest buffer that comes from a pool. A shorter one would make
+// more round trips of those to a backend that is far away.
+const maxChunk = 1 << maxBufferBits
+
 // sendData sends n bytes at off, or an error, and reports whether the reply can
-// go on. Data that are streamed go out in chunks of what can be.
+// go on.
 func (s *session) sendData(req *request, off, n int64, last bool) bool {
+	several := s.several(req)
 	for n > 0 {
 		k := n
-		if s.streams(n) && s.style != simple && req.Flags&wire.CmdFlagDF == 0 {
+		switch {
+		case several && s.streams(n):
 			k = min(n, maxStream-off%streamAlign)
+		case several:
+			k = min(n, maxChunk)
 		}
 		if !s.sendChunk(req, off, k, last && k == n) {
 			return false

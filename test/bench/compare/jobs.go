@@ -16,8 +16,12 @@ type job struct {
 	// tls says that it is encrypted, rsa that the certificates are RSA ones, mutual
 	// that the client has to show one.
 	tls, rsa, mutual bool
-	do               func(c *client) (done, error)
-	floor            func(b *bench) (sample, error) // or nil
+	// serve is what ours serves instead of the file, or a whole configuration;
+	// nobody else is measured.
+	serve  func(b *bench) []string
+	export string // that the client chooses
+	do     func(c *client) (done, error)
+	floor  func(b *bench) (sample, error) // or nil
 }
 
 // certificates is where they are.
@@ -32,7 +36,8 @@ func (j job) certificates(b *bench) string {
 type client struct {
 	*bench
 	uri    string
-	server int // process ID
+	server int    // process ID
+	unit   string // of work
 }
 
 // done is what a client has done, and how long most of its requests took.
@@ -40,6 +45,7 @@ type done struct {
 	work     float64
 	p50, p99 time.Duration // 0: it does not say
 	memory   float64       // of the server while it was done, MiB; 0: its peak
+	cpu      float64       // of the server for a unit of it, if that is not all it has used
 }
 
 func allJobs() []job {
@@ -68,9 +74,38 @@ func allJobs() []job {
 	for _, n := range []int{1, 16, 256} {
 		all = append(all, job{name: fmt.Sprintf("TLS: %d idle connections", n), unit: "op", tls: true, do: hold(n)})
 	}
-	return append(all,
+	all = append(all,
 		job{name: "mutual TLS handshake, ECDSA P-256", unit: "op", tls: true, mutual: true, do: handshakes},
 		job{name: "mutual TLS handshake, RSA-2048", unit: "op", tls: true, mutual: true, rsa: true, do: handshakes})
+	return append(all, growth()...)
+}
+
+// guestJobs are done in a virtual machine.
+func guestJobs() (all []job) {
+	for _, tls := range []bool{true, false} {
+		how := "TLS: "
+		if !tls {
+			how = "plain: "
+		}
+		for _, size := range []int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20} {
+			all = append(all, job{name: how + "read " + sizeName(size), unit: "GiB", tls: tls, do: nbdcopy(size, 1)})
+		}
+		all = append(all,
+			job{name: how + "write 256 KiB", unit: "GiB", tls: tls, do: fio("write", 256<<10, 16)},
+			job{name: how + "random read 4 KiB, depth 32", unit: "op", tls: tls, do: fio("randread", 4<<10, 32)})
+	}
+	return all
+}
+
+// sizeName is a number of bytes as people write it.
+func sizeName(n int) string {
+	for _, unit := range []string{"B", "KiB", "MiB", "GiB"} {
+		if n < 1<<10 {
+			return fmt.Sprint(n, " ", unit)
+		}
+		n >>= 10
+	}
+	return fmt.Sprint(n, " TiB")
 }
 
 // nbdcopy reads the whole file; the work is in GiB.
@@ -85,10 +120,11 @@ func nbdcopy(request, connections int) func(*client) (done, error) {
 
 // fio does input or output; the work is in operations if they are small, else in
 // GiB.
-func fio(rw string, block, depth int) func(*client) (done, error) {
+func fio(rw string, block, depth int, more ...string) func(*client) (done, error) {
 	return func(c *client) (d done, err error) {
 		cmd := exec.Command("fio", "--name=x", "--ioengine=nbd", "--uri="+c.uri, "--rw="+rw, "--bs="+strconv.Itoa(block), "--randrepeat=0",
-			"--norandommap", "--iodepth="+strconv.Itoa(depth), "--time_based", fmt.Sprint("--runtime=", fioFor.Seconds()), "--output-format=json")
+			"--norandommap", "--iodepth="+strconv.Itoa(depth), "--time_based", fmt.Sprintf("--runtime=%dms", fioFor.Milliseconds()), "--output-format=json")
+		cmd.Args = append(cmd.Args, more...)
 		cmd.Dir = c.dir
 		out, err := cmd.Output()
 		if err != nil {
@@ -110,7 +146,7 @@ func fio(rw string, block, depth int) func(*client) (done, error) {
 			d.p50 = max(d.p50, s.Clat.Percentile["50.000000"])
 			d.p99 = max(d.p99, s.Clat.Percentile["99.000000"])
 		}
-		if block > 4<<10 {
+		if c.unit == "GiB" {
 			d.work *= float64(block) / (1 << 30)
 		}
 		return d, nil
@@ -131,8 +167,20 @@ func handshakes(c *client) (done, error) {
 // hold opens connections, reads from each, and asks for the server's memory.
 func hold(n int) func(*client) (done, error) {
 	return func(c *client) (done, error) {
-		cmd := exec.Command("/usr/bin/python3", "-c", fmt.Sprintf(`
-import nbd
+		release, err := c.hold(n)
+		if err != nil {
+			return done{}, err
+		}
+		defer release()
+		return done{work: float64(n), memory: proportional(c.server)}, nil
+	}
+}
+
+// hold opens connections, and reads from each.
+func (c *client) hold(n int) (release func(), err error) {
+	cmd := exec.Command("/usr/bin/python3", "-c", fmt.Sprintf(`
+import nbd, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 all = []
 for i in range(%d):
     h = nbd.NBD()
@@ -143,23 +191,24 @@ for i in range(%d):
 print("open", flush=True)
 input()
 `, n, c.uri))
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			return done{}, err
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			return done{}, err
-		}
-		if err := cmd.Start(); err != nil {
-			return done{}, err
-		}
-		if _, err := out.Read(make([]byte, 5)); err != nil {
-			return done{}, fmt.Errorf("python3-libnbd: %w", err)
-		}
-		d := done{work: float64(n), memory: proportional(c.server)}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	release = func() {
 		in.Close()
 		cmd.Wait() // it complains of the end of its input
-		return d, nil
 	}
+	if _, err := out.Read(make([]byte, 5)); err != nil {
+		release()
+		return nil, fmt.Errorf("python3-libnbd: %w", err)
+	}
+	return release, nil
 }

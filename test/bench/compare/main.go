@@ -2,21 +2,29 @@
 // file from the page cache, the same certificates, one cipher suite, the same
 // clients, one server after the other in interleaved rounds.
 //
-//	go run ./test/bench/compare [-rounds N] [-size MiB] [-only REGEXP] [-json FILE] [-svg FILE]
+//	go run ./test/bench/compare [-rounds N] [-size MiB] [-only REGEXP] [-before PROGRAM] [-json FILE] [-svg DIR]
+//	go run ./test/bench/compare -vm [-json FILE] [-svg DIR]
 //
 // It needs nbdkit, qemu-nbd, nbd-server, nbdcopy, python3-libnbd, fio and openssl, and
-// prints a table in Markdown: medians, and how they compare with the best of the
+// prints tables in Markdown: medians, and how they compare with the best of the
 // others. Machines are noisy: what the ratio of two medians says depends on the
-// spread, which is beside it.
+// spread, which is beside it. -before measures another build of this server, too.
 //
 // The floor is what can be saved by a better server: a loop that has no protocol,
 // and only reads the file, encrypts records, and writes them to a socket.
+//
+// With -vm all is done in a virtual machine whose kernel can encrypt (../../vm),
+// emulated: its processor time is in instructions, which do not depend on the
+// machine, and are the same in every round.
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,10 +37,13 @@ import (
 var (
 	rounds = flag.Int("rounds", 5, "how often everything is measured")
 	size   = flag.Int64("size", 1024, "size of the file in MiB")
-	fioFor = flag.Duration("fio", 3*time.Second, "how long each fio job runs, a second at least")
+	fioFor = flag.Duration("fio", 3*time.Second, "how long each fio job runs")
 	only   = flag.String("only", "", "measure the jobs whose names match this")
+	before = flag.String("before", "", "measure this build of the server, too")
 	toFile = flag.String("json", "", "write medians and spreads to this file, too")
-	toPlot = flag.String("svg", "", "write a plot of the CPU time to this file, too")
+	toPlot = flag.String("svg", "", "write plots to this directory, too")
+	inVM   = flag.Bool("vm", false, "measure in a virtual machine")
+	guest  = flag.Bool("guest", false, "this is the virtual machine; for -vm")
 )
 
 func main() {
@@ -41,7 +52,11 @@ func main() {
 		return
 	}
 	flag.Parse()
-	if err := run(); err != nil {
+	do := run
+	if *inVM {
+		do = runInVM
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}
@@ -52,6 +67,7 @@ type bench struct {
 	dir, program, file string
 	pki, rsa           string // directories of certificates: our pki's, and RSA-2048
 
+	guest     bool   // this is a virtual machine
 	installed string // the link that installCA has made
 }
 
@@ -65,36 +81,64 @@ func run() error {
 		return err
 	}
 	defer b.cleanUp()
-	jobs := slices.DeleteFunc(allJobs(), func(j job) bool { return !wanted.MatchString(j.name) })
+	all, cs := allJobs(), contenders()
+	if b.guest {
+		all, cs = guestJobs(), guestContenders()
+	}
+	jobs := slices.DeleteFunc(all, func(j job) bool { return !wanted.MatchString(j.name) })
 	results := make(results)
 	for round := range *rounds {
 		for _, j := range jobs {
-			for _, c := range contenders {
-				s, err := b.measure(c, j)
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", c.name, j.name, err)
-				}
-				results.add(j, c.name, s)
+			if err := b.round(j, cs, results); err != nil {
+				return fmt.Errorf("%s: %w", j.name, err)
 			}
-			if j.floor == nil {
-				continue
-			}
-			s, err := j.floor(b)
-			if err != nil {
-				return fmt.Errorf("floor, %s: %w", j.name, err)
-			}
-			results.add(j, "floor", s)
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, *rounds)
 	}
-	report(jobs, results)
+	if b.guest {
+		return json.NewEncoder(os.Stdout).Encode(results.figures())
+	}
+	report(jobs, cs, results.figures())
+	return publish(results.figures(), map[string]plot{
+		"cpu.svg":  {"Server's CPU time for the same work, nbdkit's = 1 (shorter is better)", func(f figure) float64 { return f.CPU }},
+		"rate.svg": {"Work in the same time, nbdkit's = 1 (longer is better)", func(f figure) float64 { return f.Rate }},
+	}, jobs, cs)
+}
+
+// publish writes the files that were asked for.
+func publish(f figures, plots map[string]plot, jobs []job, cs []contender) (err error) {
 	if *toFile != "" {
-		err = writeJSON(*toFile, results)
+		err = writeJSON(*toFile, f)
 	}
 	if *toPlot != "" {
-		err = errors.Join(err, writePlot(*toPlot, jobs, results))
+		for name, p := range plots {
+			err = errors.Join(err, p.write(filepath.Join(*toPlot, name), jobs, cs, f))
+		}
 	}
 	return err
+}
+
+// round does a job with everybody.
+func (b *bench) round(j job, cs []contender, r results) error {
+	for _, c := range cs {
+		if j.serve != nil && !c.mine {
+			continue
+		}
+		s, err := b.measure(c, j)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		r.add(j, c.name, s)
+	}
+	if j.floor == nil {
+		return nil
+	}
+	s, err := j.floor(b)
+	if err != nil {
+		return fmt.Errorf("floor: %w", err)
+	}
+	r.add(j, floorName, s)
+	return nil
 }
 
 // prepare makes what all contenders share.
@@ -107,19 +151,41 @@ func prepare() (*bench, error) {
 		dir: dir, program: filepath.Join(dir, "nbd-ktls-server"), file: filepath.Join(dir, "disk.img"),
 		pki: filepath.Join(dir, "pki"), rsa: filepath.Join(dir, "rsa"),
 	}
-	build := exec.Command("go", "build", "-o", b.program, "nbd-ktls-server/cmd/nbd-ktls-server")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b.guest = *guest; b.guest {
+		b.program = guestProgram
+	} else if err := build(b.program, "cmd/nbd-ktls-server"); err != nil {
+		return nil, err
+	}
 	priority := filepath.Join(dir, "priority")
 	err = errors.Join(
-		command(build),
 		command(exec.Command(b.program, "pki", b.pki)),
-		makeRSA(b.rsa),
-		command(exec.Command("dd", "if=/dev/urandom", "of="+b.file, "bs=1M", fmt.Sprint("count=", *size), "status=none")),
+		makeFile(b.file, *size<<20),
 		// GnuTLS and Go would choose different suites.
 		os.WriteFile(priority, []byte("[overrides]\ntls-disabled-cipher = AES-256-GCM\ntls-disabled-cipher = CHACHA20-POLY1305\n"), 0o644),
 		os.Setenv("GNUTLS_SYSTEM_PRIORITY_FILE", priority),
 	)
+	if !b.guest {
+		err = errors.Join(err, makeRSA(b.rsa))
+	}
 	return b, errors.Join(err, b.installCA())
+}
+
+// build makes a static program of one of our packages.
+func build(path, pkg string) error {
+	cmd := exec.Command("go", "build", "-o", path, "nbd-ktls-server/"+pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return command(cmd)
+}
+
+// makeFile makes a file of random bytes.
+func makeFile(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyN(f, rand.NewChaCha8([32]byte{}), size)
+	return err
 }
 
 // makeRSA makes certificates as OpenSSL's users would.

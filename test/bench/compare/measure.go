@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sample is one measurement.
@@ -29,10 +31,11 @@ func (b *bench) measure(c contender, j job) (s sample, err error) {
 		return s, err
 	}
 	defer stop()
-	cl := &client{b, "nbd://localhost:" + port + "/" + c.export, pid}
+	export := c.export + j.export
+	cl := &client{b, "nbd://localhost:" + port + "/" + export, pid, j.unit}
 	if j.tls {
-		cl.uri = "nbds://localhost:" + port + "/" + c.export
-		if j.rsa { // the others are where clients look for them
+		cl.uri = "nbds://localhost:" + port + "/" + export
+		if j.rsa || b.guest { // else they are where clients look for them
 			cl.uri += "?tls-certificates=" + j.certificates(b)
 		}
 	}
@@ -56,6 +59,9 @@ func (b *bench) measure(c contender, j job) (s sample, err error) {
 	s.p50, s.p99 = float64(d.p50)/1e3, float64(d.p99)/1e3
 	s.rate = d.work / took.Seconds()
 	s.cpu = (cpuTime(pid) - before) / d.work
+	if d.cpu > 0 {
+		s.cpu = d.cpu
+	}
 	if s.rss = d.memory; s.rss == 0 {
 		s.rss = peakRSS(pid)
 	}
@@ -102,17 +108,25 @@ func tree(pid int) []int {
 	return all
 }
 
-// cpuTime is what a process and its children have used so far, in seconds: proc(5).
+// cpuTime is what a process and its children have used so far, in seconds: their
+// clocks (clock_getcpuclockid(3)), and what proc(5) says of children that have
+// ended.
 func cpuTime(pid int) (seconds float64) {
+	const schedClock = 2
 	const ticksPerSecond = 100 // on every machine that this will run on
 	for _, pid := range tree(pid) {
+		var ts unix.Timespec
+		if unix.ClockGettime(int32(^pid<<3|schedClock), &ts) != nil {
+			continue
+		}
+		seconds += time.Duration(ts.Nano()).Seconds()
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		_, after, _ := strings.Cut(string(b), ") ")
 		f := strings.Fields(after)
 		if len(f) < 15 {
 			continue
 		}
-		for _, ticks := range f[11:15] { // user, system; those of children that have ended
+		for _, ticks := range f[13:15] { // of children that have been waited for: user, system
 			n, _ := strconv.ParseFloat(ticks, 64)
 			seconds += n / ticksPerSecond
 		}

@@ -19,6 +19,9 @@ func (r results) add(j job, contender string, s sample) {
 	r[j.name][contender] = append(r[j.name][contender], s)
 }
 
+// figures are what came out of them.
+type figures map[string]map[string]figure
+
 // figure is what came out of one contender's samples.
 type figure struct {
 	Rate, RateSpread float64 // units per second, percent
@@ -26,6 +29,17 @@ type figure struct {
 	RSS              float64 // MiB
 	Calls            float64 `json:",omitempty"` // per unit
 	P50, P99         float64 `json:",omitempty"` // µs
+}
+
+func (r results) figures() figures {
+	all := make(figures)
+	for job, contenders := range r {
+		all[job] = make(map[string]figure)
+		for name, s := range contenders {
+			all[job][name] = figureOf(s)
+		}
+	}
+	return all
 }
 
 func figureOf(s []sample) figure {
@@ -46,75 +60,89 @@ func (j job) units() (rate string, cpu string, scale float64) {
 	return "GiB/s", "s/GiB", 1
 }
 
-// report prints a table for each of the things that are measured.
-func report(jobs []job, r results) {
-	table := func(title string, cell func(j job, f figure) string, ratio func(ours figure, others []figure) string) {
-		fmt.Printf("\n| %s | ours | nbdkit | qemu-nbd | nbd-server | floor | ratio |\n|---|---|---|---|---|---|---|\n", title)
-		for _, j := range jobs {
-			row := "| " + j.name
-			var others []figure
-			for _, name := range []string{"ours", "nbdkit", "qemu-nbd", "nbd-server", "floor"} {
-				if r[j.name][name] == nil {
-					row += " | "
-					continue
-				}
-				f := figureOf(r[j.name][name])
-				row += " | " + cell(j, f)
-				if name != "ours" && name != "floor" {
-					others = append(others, f)
-				}
-			}
-			fmt.Println(row + " | " + strings.Trim(ratio(figureOf(r[j.name]["ours"]), others), "+InfNa") + " |")
-		}
-	}
-	table("CPU", func(j job, f figure) string {
-		_, unit, scale := j.units()
-		return fmt.Sprintf("%.3g %s ±%.0f %%", f.CPU*scale, unit, f.CPUSpread)
-	}, func(ours figure, others []figure) string {
-		return fmt.Sprintf("%.2f", ours.CPU/least(others, func(f figure) float64 { return f.CPU }))
-	})
-	table("rate", func(j job, f figure) string {
-		unit, _, _ := j.units()
-		return fmt.Sprintf("%.3g %s ±%.0f %%", f.Rate, unit, f.RateSpread)
-	}, func(ours figure, others []figure) string {
-		return fmt.Sprintf("%.2f", -ours.Rate/least(others, func(f figure) float64 { return -f.Rate }))
-	})
-	table("latency: half, 99 %", func(_ job, f figure) string {
-		if f.P99 == 0 {
-			return ""
-		}
-		return fmt.Sprintf("%.0f, %.0f µs", f.P50, f.P99)
-	}, func(ours figure, others []figure) string {
-		if ours.P50 == 0 {
-			return ""
-		}
-		return fmt.Sprintf("%.2f", ours.P50/least(others, func(f figure) float64 { return f.P50 }))
-	})
-	table("memory, system calls", func(j job, f figure) string {
-		return fmt.Sprintf("%.0f MiB, %.3g", f.RSS, f.Calls)
-	}, func(ours figure, others []figure) string {
-		return fmt.Sprintf("%.2f", ours.RSS/least(others, func(f figure) float64 { return f.RSS }))
-	})
+// floorName stands beside the names of contenders.
+const floorName = "floor"
+
+// A column of a report is what it says about one contender, and the number that
+// ours is compared by with the least of the others; 0: with none.
+type column struct {
+	title string
+	cell  func(job, figure) string
+	by    func(figure) float64
 }
 
-// least is the least of f; none is nothing to be compared with.
-func least(figures []figure, f func(figure) float64) float64 {
-	if len(figures) == 0 {
-		return 0
+// report prints a table for each of the things that are measured.
+func report(jobs []job, cs []contender, f figures) {
+	for _, c := range []column{
+		{"CPU", func(j job, f figure) string {
+			_, unit, scale := j.units()
+			return fmt.Sprintf("%.3g %s ±%.0f %%", f.CPU*scale, unit, f.CPUSpread)
+		}, func(f figure) float64 { return f.CPU }},
+		{"rate", func(j job, f figure) string {
+			unit, _, _ := j.units()
+			return fmt.Sprintf("%.3g %s ±%.0f %%", f.Rate, unit, f.RateSpread)
+		}, func(f figure) float64 { return -f.Rate }},
+		{"latency: half, 99 %", func(_ job, f figure) string {
+			if f.P99 == 0 {
+				return ""
+			}
+			return fmt.Sprintf("%.0f, %.0f µs", f.P50, f.P99)
+		}, func(f figure) float64 { return f.P50 }},
+		{"memory, system calls", func(j job, f figure) string {
+			return fmt.Sprintf("%.0f MiB, %.3g", f.RSS, f.Calls)
+		}, func(f figure) float64 { return f.RSS }},
+	} {
+		c.print(jobs, cs, f)
 	}
-	return f(slices.MinFunc(figures, func(a, b figure) int { return cmp.Compare(f(a), f(b)) }))
+	reportGrowth(jobs, f)
+}
+
+// print prints the table of a column: a row for each job that others do, too.
+func (c column) print(jobs []job, cs []contender, f figures) {
+	fmt.Printf("\n| %s |", c.title)
+	for _, contender := range cs {
+		fmt.Printf(" %s |", contender.name)
+	}
+	fmt.Printf(" %s | ratio |\n|---%s|\n", floorName, strings.Repeat("|---", len(cs)+2))
+	for _, j := range jobs {
+		if j.serve != nil {
+			continue
+		}
+		fmt.Printf("| %s |", j.name)
+		best := 0.0
+		for _, contender := range cs {
+			of := f[j.name][contender.name]
+			fmt.Printf(" %s |", c.cell(j, of))
+			if by := c.by(of); !contender.mine && (best == 0 || by < best) {
+				best = by
+			}
+		}
+		floor := ""
+		if of, ok := f[j.name][floorName]; ok {
+			floor = c.cell(j, of)
+		}
+		ratio := ""
+		if mine := c.by(f[j.name][cs[0].name]); best != 0 && mine != 0 {
+			ratio = fmt.Sprintf("%.2f", mine/best)
+		}
+		fmt.Printf(" %s | %s |\n", floor, ratio)
+	}
+}
+
+// reportGrowth prints what there is more of, and what that costs ours.
+func reportGrowth(jobs []job, f figures) {
+	fmt.Print("\n| how cost grows | CPU, µs/op | latency: half, 99 %, µs | MiB |\n|---|---|---|---|\n")
+	for _, j := range jobs {
+		if name, ok := strings.CutPrefix(j.name, "growth: "); ok {
+			of := f[j.name]["ours"]
+			fmt.Printf("| %s | %.3g | %.0f, %.0f | %.0f |\n", name, of.CPU*1e6, of.P50, of.P99, of.RSS)
+		}
+	}
 }
 
 // writeJSON writes what was measured: by job, by contender.
-func writeJSON(path string, r results) error {
-	all := make(map[string]map[string]figure)
-	for job, contenders := range r {
-		all[job] = make(map[string]figure)
-		for name, s := range contenders {
-			all[job][name] = figureOf(s)
-		}
-	}
-	b, err := json.MarshalIndent(all, "", "\t")
+func writeJSON(path string, f figures) error {
+	b, err := json.MarshalIndent(f, "", "\t")
 	if err != nil {
 		return err
 	}
