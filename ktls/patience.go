@@ -33,7 +33,7 @@ const (
 // else from the processors.
 var patient atomic.Int32
 
-func mayBePatient() bool { return int(patient.Load()) < max(runtime.GOMAXPROCS(0)/2, 1) }
+func mayBePatient() bool { return int(patient.Load()) < runtime.GOMAXPROCS(0)/2 }
 
 // read counts a read that has read something.
 func (p *patience) read() { p.reads++ }

@@ -167,3 +167,33 @@ func TestFlushCoversOtherConnections(t *testing.T) {
 		}
 	}
 }
+
+// A file on a tmpfs can always be read at once: preadv2(2) with RWF_NOWAIT does not
+// know it.
+func TestReadNowOnTmpfs(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "")
+	if err != nil {
+		t.Skip("no tmpfs at /dev/shm")
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "f")
+	if err := os.WriteFile(path, []byte("in memory"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if !inMemory(f.f) {
+		t.Skip("no tmpfs at /dev/shm")
+	}
+	a := &nbd.Abilities{}
+	if err := f.Resolve(a); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 9)
+	if n := a.ReadNow(p, 0); string(p[:n]) != "in memory" {
+		t.Errorf("%d bytes, %q", n, p[:n])
+	}
+}

@@ -130,6 +130,12 @@ func (f *File) ReadNow(p []byte, off int64) int {
 	return n
 }
 
+// readMemory is ReadNow of a file that is nowhere else than in memory.
+func (f *File) readMemory(p []byte, off int64) int {
+	n, _ := f.f.ReadAt(p, off)
+	return n
+}
+
 // Section says where n bytes at off are in the file: there.
 func (f *File) Section(off, _ int64) (*os.File, int64, bool) { return f.f, off, true }
 
@@ -246,6 +252,9 @@ func ignoreUnsupported(err error) error {
 // it was the write that failed or the sync.
 func (f *File) Resolve(a *nbd.Abilities) error {
 	a.ReadNow = f.ReadNow
+	if inMemory(f.f) {
+		a.ReadNow = f.readMemory
+	}
 	a.Buffered = true
 	a.Section = f.Section
 	a.Trim = f.Trim

@@ -42,8 +42,14 @@ func datasync(f *os.File) error {
 // some dozen microseconds. To tell it costs more than a small read.
 const maxQuick = 256 << 10
 
-// readNowait is preadv2(2) with RWF_NOWAIT, which some file systems do not know:
-// tmpfs did not before Linux 6.6.
+// inMemory reports whether a file is on a tmpfs.
+func inMemory(f *os.File) bool {
+	var st unix.Statfs_t
+	err := control(f, func(fd int) error { return unix.Fstatfs(fd, &st) })
+	return err == nil && st.Type == unix.TMPFS_MAGIC
+}
+
+// readNowait is preadv2(2) with RWF_NOWAIT, which some file systems do not know.
 func readNowait(f *os.File, p []byte, off int64) (n int, err error) {
 	read := unix.Preadv2
 	if len(p) <= maxQuick {

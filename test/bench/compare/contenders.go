@@ -12,6 +12,8 @@ const port = "12809"
 type contender struct {
 	name string
 	mine bool // one of ours: it is compared with the best of the others
+	// encrypts says that without TLS it is no other than the others.
+	encrypts bool
 	// export is what it calls the file.
 	export string
 	args   func(b *bench, j job) []string
@@ -33,7 +35,9 @@ func ours(name string, program func(*bench) string, more ...string) contender {
 		default:
 			args = append(args, "--tls-certificates="+j.certificates(b))
 		}
-		args = append(args, more...)
+		if j.tls {
+			args = append(args, more...)
+		}
 		if j.serve == nil {
 			return append(args, "file", b.file)
 		}
@@ -58,7 +62,9 @@ func contenders() []contender {
 
 // guestContenders are those in a virtual machine, whose kernel may encrypt.
 func guestContenders() []contender {
-	return []contender{ours("ours, kernel", built, "--ktls=require"), ours("ours, user space", built, "--ktls=off"), nbdkit}
+	user := ours("ours, user space", built, "--ktls=off")
+	user.encrypts = true
+	return []contender{ours("ours, kernel", built, "--ktls=require"), user, nbdkit}
 }
 
 var (

@@ -126,9 +126,11 @@ func fio(rw string, block, depth int, more ...string) func(*client) (done, error
 			"--norandommap", "--iodepth="+strconv.Itoa(depth), "--time_based", fmt.Sprintf("--runtime=%dms", fioFor.Milliseconds()), "--output-format=json")
 		cmd.Args = append(cmd.Args, more...)
 		cmd.Dir = c.dir
+		var why strings.Builder
+		cmd.Stderr = &why
 		out, err := cmd.Output()
 		if err != nil {
-			return d, err
+			return d, fmt.Errorf("fio: %w\n%s%s", err, why.String(), out)
 		}
 		type side struct {
 			TotalIOs float64                                       `json:"total_ios"`

@@ -121,7 +121,7 @@ func publish(f figures, plots map[string]plot, jobs []job, cs []contender) (err 
 // round does a job with everybody.
 func (b *bench) round(j job, cs []contender, r results) error {
 	for _, c := range cs {
-		if j.serve != nil && !c.mine {
+		if j.serve != nil && !c.mine || c.encrypts && !j.tls {
 			continue
 		}
 		s, err := b.measure(c, j)

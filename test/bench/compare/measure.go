@@ -35,7 +35,7 @@ func (b *bench) measure(c contender, j job) (s sample, err error) {
 	cl := &client{b, "nbd://localhost:" + port + "/" + export, pid, j.unit}
 	if j.tls {
 		cl.uri = "nbds://localhost:" + port + "/" + export
-		if j.rsa || b.guest { // else they are where clients look for them
+		if j.rsa { // the others are where clients look for them
 			cl.uri += "?tls-certificates=" + j.certificates(b)
 		}
 	}

@@ -36,6 +36,9 @@ func (p plot) write(path string, jobs []job, cs []contender, f figures) error {
 		}
 		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", labels-8, y+len(cs)*barHigh/2+4, j.name)
 		for i, c := range cs {
+			if c.encrypts && !j.tls {
+				continue
+			}
 			ratio := p.of(of[c.name]) / base
 			w, at := min(ratio, 2)*width/2, y+i*barHigh
 			fmt.Fprintf(&b, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"/>\n", labels, at, w, barHigh-1, colours[c.name])

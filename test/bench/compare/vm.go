@@ -70,7 +70,11 @@ func boot(dir string) ([]byte, error) {
 		"-tree", filepath.Join(dir, "server")+"="+guestProgram, filepath.Join(dir, "compare"),
 		"-guest", "-rounds=1", "-size=16", "-fio=200ms", "-only="+*only)
 	cmd.Stderr = os.Stderr
-	return cmd.Output()
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
+	return out, err
 }
 
 // reportGuest prints a table of instructions, and how ours compare.
@@ -91,9 +95,19 @@ func reportGuest(jobs []job, cs []contender, f figures) {
 		}
 		fmt.Printf("| %s |", j.name)
 		for _, c := range cs {
-			fmt.Printf(" %.*f |", digits, of[c.name].CPU*scale)
+			if c.encrypts && !j.tls {
+				fmt.Print(" |")
+			} else {
+				fmt.Printf(" %.*f |", digits, of[c.name].CPU*scale)
+			}
 		}
 		kernel, user, other := of[cs[0].name].CPU, of[cs[1].name].CPU, of[cs[2].name].CPU
-		fmt.Printf(" %.2f | %.2f | %.2f |\n", kernel/other, kernel/user, user/other)
+		fmt.Printf(" %.2f |", kernel/other)
+		if j.tls {
+			fmt.Printf(" %.2f | %.2f", kernel/user, user/other)
+		} else {
+			fmt.Print(" |")
+		}
+		fmt.Println(" |")
 	}
 }
