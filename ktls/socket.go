@@ -280,12 +280,12 @@ func (r rawSocket) Write(f func(fd uintptr) bool) error {
 }
 
 // StreamFrom is from how many bytes on SendFile costs less than a read and a
-// write.
+// write: 3.3 and 4.3 instructions for each byte that nbdcopy reads in plain text.
 func (s *Socket) StreamFrom() int {
 	if s.rc == nil {
 		return 0
 	}
-	return StreamFrom
+	return 16 << 10
 }
 
 // SendFile sends hdr and n bytes of f from off, in plain text. (false, nil): it
