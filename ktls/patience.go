@@ -33,6 +33,8 @@ const (
 // else from the processors.
 var patient atomic.Int32
 
+var now = time.Now // which a test replaces
+
 func mayBePatient() bool { return int(patient.Load()) < runtime.GOMAXPROCS(0)/2 }
 
 // read counts a read that has read something.
@@ -51,9 +53,9 @@ func (p *patience) wait(again func() bool) bool {
 	}
 	patient.Add(1)
 	defer patient.Add(-1)
-	begun := time.Now()
+	begun := now()
 	for again() {
-		if time.Since(begun) > p.limit {
+		if now().Sub(begun) > p.limit {
 			p.limit /= 2
 			if p.limit < time.Microsecond {
 				p.limit = 0
@@ -61,6 +63,6 @@ func (p *patience) wait(again func() bool) bool {
 			return true
 		}
 	}
-	p.limit = min(max(p.limit, 2*time.Since(begun)), maxPatience)
+	p.limit = min(max(p.limit, 2*now().Sub(begun)), maxPatience)
 	return false
 }

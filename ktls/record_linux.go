@@ -2,7 +2,6 @@ package ktls
 
 import (
 	"errors"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,20 +45,5 @@ func (t *TX) Drain() error {
 			return unix.EAGAIN
 		}
 		return err
-	})
-}
-
-// sendMore sends p and says that more will follow at once: the kernel keeps the
-// record open (MSG_MORE).
-func sendMore(c syscall.RawConn, p []byte) error {
-	return whenWritable(c, "sendmsg", func(fd int) error {
-		for len(p) > 0 {
-			n, err := sendmsg(fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL|unix.MSG_MORE)
-			if err != nil {
-				return err
-			}
-			p = p[n:]
-		}
-		return nil
 	})
 }

@@ -52,6 +52,9 @@ type socketOut struct {
 	n   int // of p have been written
 	err error
 	try func(fd uintptr) bool
+
+	call  func(fd uintptr) bool // of somebody who knows more system calls
+	armed func(fd uintptr) bool // is call, and arms
 }
 
 // maxPiece is how many bytes are read or written by one system call at most:
@@ -87,7 +90,7 @@ func NewSocket(nc net.Conn) *Socket {
 			_, s.in.tcp = nc.LocalAddr().(*net.TCPAddr)
 		}
 	}
-	s.in.try, s.out.try = s.tryRead, s.tryWrite
+	s.in.try, s.out.try, s.out.armed = s.tryRead, s.tryWrite, s.tryCall
 	return s
 }
 
@@ -270,13 +273,17 @@ type rawSocket struct{ s *Socket }
 func (r rawSocket) Control(f func(fd uintptr)) error   { return r.s.rc.Control(f) }
 func (r rawSocket) Read(f func(fd uintptr) bool) error { return r.s.rc.Read(f) }
 func (r rawSocket) Write(f func(fd uintptr) bool) error {
-	return r.s.rc.Write(func(fd uintptr) bool {
-		done := f(fd)
-		if !done {
-			r.s.arm()
-		}
-		return done
-	})
+	r.s.out.call = f
+	defer func() { r.s.out.call = nil }()
+	return r.s.rc.Write(r.s.out.armed)
+}
+
+func (s *Socket) tryCall(fd uintptr) bool {
+	done := s.out.call(fd)
+	if !done {
+		s.arm()
+	}
+	return done
 }
 
 // StreamFrom is from how many bytes on SendFile costs less than a read and a

@@ -136,37 +136,45 @@ func TestSocketOnce(t *testing.T) {
 // stops being so.
 func TestPatience(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	var clock time.Time
+	now = func() time.Time { return clock }
+	defer func() { now = time.Now }()
 	var p patience
+	// wait is a wait for a peer that answers after so many microseconds.
 	wait := func(after int) (asked int) {
 		p.read()
-		p.wait(func() bool { asked++; return asked < after })
+		p.wait(func() bool {
+			clock = clock.Add(time.Microsecond)
+			asked++
+			return asked < after
+		})
 		return asked
 	}
 	for range retryPatience {
-		wait(1)
+		wait(10)
 	}
-	if p.limit == 0 || wait(3) != 3 {
-		t.Errorf("not patient: %v", p.limit)
+	if n := wait(10); n != 10 {
+		t.Errorf("asked %d times for %v: not patient", n, p.limit)
 	}
 	for range 20 {
-		wait(1 << 40)
+		wait(1000)
 	}
-	if n := wait(1); p.limit != 0 || n != 0 {
-		t.Errorf("still patient: %v", p.limit)
+	if n := wait(10); n != 0 {
+		t.Errorf("asked %d times for %v: still patient", n, p.limit)
 	}
 	for range retryPatience {
-		wait(1)
+		wait(10)
 	}
 	p.read()
 	p.read() // two reads before there was nothing: requests come in numbers
 	if p.wait(func() bool { t.Error("asked"); return false }); p.limit == 0 {
 		t.Error("not patient again")
 	}
-	if wait(1) != 1 {
-		t.Error("not patient though the peer is quick")
+	if n := wait(10); n != 10 {
+		t.Errorf("asked %d times for %v: not patient", n, p.limit)
 	}
 	runtime.GOMAXPROCS(1) // which the peer may need
-	if wait(1) != 0 {
+	if wait(10) != 0 {
 		t.Error("patient on the only processor")
 	}
 }

@@ -40,8 +40,9 @@ func (s *session) stream(req *request, off, n int64, last bool) (handled bool, e
 	if err := s.conn.srv.requests.Acquire(s.conn.ctx, 1); err != nil {
 		return false, err
 	}
-	release := sync.OnceFunc(func() { s.conn.srv.requests.Release(1) })
-	defer release()
+	st := streamings.Get().(*streaming)
+	defer st.end()
+	st.replies, st.loading = &s.replies, true
 	var f *os.File
 	var at int64
 	err = protect(s.log, func() error {
@@ -51,30 +52,55 @@ func (s *session) stream(req *request, off, n int64, last bool) (handled bool, e
 	if err != nil || !handled {
 		return false, err
 	}
-	handled, err = s.replies.section(req, uint64(off), f, at, n, last, release)
-	if handled && err == nil {
-		s.traffic.streamed.Add(n)
-	}
-	return handled, err
-}
-
-// section sends n bytes of f at at as the data of a READ that begin at offset,
-// as SendFile does. ready is called when they are at hand.
-func (r *replies) section(req *request, offset uint64, f *os.File, at, n int64, done bool, ready func()) (handled bool, err error) {
-	var mem [maxHeader + wire.OffsetDataSize]byte
-	header := r.dataHeader(mem[:0], req, offset, int(n), done)
-	locked := false
-	handled, err = r.conn.top.(fileSender).SendFile(header, f, at, n, func() {
-		ready()
-		r.mu.Lock()
-		locked = true
-		r.flushLocked()
-		r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
-	})
-	if !locked {
+	header := s.replies.dataHeader(st.header[:0], req, uint64(off), int(n), last)
+	handled, err = s.conn.top.(fileSender).SendFile(header, f, at, n, st.ready)
+	if !st.sending {
 		return handled, err
 	}
-	defer r.mu.Unlock()
-	r.sent(err)
-	return handled, r.err
+	s.replies.sent(err)
+	if handled && s.replies.err == nil {
+		s.traffic.streamed.Add(n)
+	}
+	return handled, s.replies.err
+}
+
+// streaming is a chunk on its way from a file to the connection.
+type streaming struct {
+	replies *replies
+	header  [maxHeader + wire.OffsetDataSize]byte
+	loading bool   // it is counted among the requests that a backend works on
+	sending bool   // it holds replies.mu
+	ready   func() // begin
+}
+
+var streamings = sync.Pool{New: func() any {
+	st := new(streaming)
+	st.ready = st.begin
+	return st
+}}
+
+// begin is called when the data are at hand: nobody else sends from now on.
+func (st *streaming) begin() {
+	st.loaded()
+	r := st.replies
+	r.mu.Lock()
+	st.sending = true
+	r.flushLocked()
+	r.conn.raw.SetWriteDeadline(r.conn.srv.limits.stallDeadline())
+}
+
+func (st *streaming) loaded() {
+	if st.loading {
+		st.replies.conn.srv.requests.Release(1)
+	}
+	st.loading = false
+}
+
+func (st *streaming) end() {
+	st.loaded()
+	if st.sending {
+		st.replies.mu.Unlock()
+	}
+	st.replies, st.sending = nil, false
+	streamings.Put(st)
 }

@@ -51,21 +51,21 @@ func inMemory(f *os.File) bool {
 
 // readNowait is preadv2(2) with RWF_NOWAIT, which some file systems do not know.
 func readNowait(f *os.File, p []byte, off int64) (n int, err error) {
-	read := unix.Preadv2
-	if len(p) <= maxQuick {
-		read = preadv2Quick
-	}
 	err = control(f, func(fd int) error {
-		n, err = read(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+		if len(p) <= maxQuick {
+			n, err = preadv2Quick(fd, p, off, unix.RWF_NOWAIT)
+		} else {
+			n, err = unix.Preadv2(fd, [][]byte{p}, off, unix.RWF_NOWAIT)
+		}
 		return err
 	})
 	return max(n, 0), err
 }
 
 // preadv2Quick is preadv2(2) of one buffer.
-func preadv2Quick(fd int, p [][]byte, off int64, flags int) (int, error) {
-	v := unix.Iovec{Base: unsafe.SliceData(p[0])}
-	v.SetLen(len(p[0]))
+func preadv2Quick(fd int, p []byte, off int64, flags int) (int, error) {
+	v := unix.Iovec{Base: unsafe.SliceData(p)}
+	v.SetLen(len(p))
 	// Two halves of the offset; on 64-bit machines the first is all of it.
 	n, _, errno := unix.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&v)), 1, uintptr(off), uintptr(off>>32), uintptr(flags))
 	if errno != 0 {

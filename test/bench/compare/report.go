@@ -63,70 +63,96 @@ func (j job) units() (rate string, cpu string, scale float64) {
 // floorName stands beside the names of contenders.
 const floorName = "floor"
 
-// A column of a report is what it says about one contender, and the number that
-// ours is compared by with the least of the others; 0: with none.
-type column struct {
+// A table has a row for each job, and in it a cell for each contender.
+type table struct {
 	title string
 	cell  func(job, figure) string
-	by    func(figure) float64
+	// by are the numbers by which ours is compared with the least of the others; 0:
+	// with none.
+	by []comparison
 }
+
+type comparison struct {
+	title string
+	of    func(figure) float64
+}
+
+var (
+	byCPU     = comparison{"CPU", func(f figure) float64 { return f.CPU }}
+	byRate    = comparison{"rate", func(f figure) float64 { return -f.Rate }}
+	byLatency = comparison{"latency", func(f figure) float64 { return f.P50 }}
+	byMemory  = comparison{"memory", func(f figure) float64 { return f.RSS }}
+)
 
 // report prints a table for each of the things that are measured.
 func report(jobs []job, cs []contender, f figures) {
-	for _, c := range []column{
+	for _, t := range []table{
 		{"CPU", func(j job, f figure) string {
 			_, unit, scale := j.units()
 			return fmt.Sprintf("%.3g %s ±%.0f %%", f.CPU*scale, unit, f.CPUSpread)
-		}, func(f figure) float64 { return f.CPU }},
+		}, []comparison{byCPU, byRate}},
 		{"rate", func(j job, f figure) string {
 			unit, _, _ := j.units()
 			return fmt.Sprintf("%.3g %s ±%.0f %%", f.Rate, unit, f.RateSpread)
-		}, func(f figure) float64 { return -f.Rate }},
+		}, []comparison{byRate}},
 		{"latency: half, 99 %", func(_ job, f figure) string {
 			if f.P99 == 0 {
 				return ""
 			}
 			return fmt.Sprintf("%.0f, %.0f µs", f.P50, f.P99)
-		}, func(f figure) float64 { return f.P50 }},
+		}, []comparison{byLatency}},
 		{"memory, system calls", func(j job, f figure) string {
 			return fmt.Sprintf("%.0f MiB, %.3g", f.RSS, f.Calls)
-		}, func(f figure) float64 { return f.RSS }},
+		}, []comparison{byMemory}},
 	} {
-		c.print(jobs, cs, f)
+		t.print(jobs, cs, f)
 	}
 	reportGrowth(jobs, f)
 }
 
-// print prints the table of a column: a row for each job that others do, too.
-func (c column) print(jobs []job, cs []contender, f figures) {
-	fmt.Printf("\n| %s |", c.title)
-	for _, contender := range cs {
-		fmt.Printf(" %s |", contender.name)
+// print prints a row for each job that others do, too.
+func (t table) print(jobs []job, cs []contender, f figures) {
+	fmt.Printf("\n| %s |", t.title)
+	for _, c := range cs {
+		fmt.Printf(" %s |", c.name)
 	}
-	fmt.Printf(" %s | ratio |\n|---%s|\n", floorName, strings.Repeat("|---", len(cs)+2))
+	fmt.Printf(" %s |", floorName)
+	for _, by := range t.by {
+		fmt.Printf(" %s |", by.title)
+	}
+	fmt.Printf("\n|%s\n", strings.Repeat("---|", len(cs)+len(t.by)+2))
 	for _, j := range jobs {
 		if j.serve != nil {
 			continue
 		}
 		fmt.Printf("| %s |", j.name)
-		best := 0.0
-		for _, contender := range cs {
-			of := f[j.name][contender.name]
-			fmt.Printf(" %s |", c.cell(j, of))
-			if by := c.by(of); !contender.mine && (best == 0 || by < best) {
-				best = by
-			}
+		for _, c := range cs {
+			fmt.Printf(" %s |", t.cell(j, f[j.name][c.name]))
 		}
-		floor := ""
 		if of, ok := f[j.name][floorName]; ok {
-			floor = c.cell(j, of)
+			fmt.Printf(" %s |", t.cell(j, of))
+		} else {
+			fmt.Print(" |")
 		}
-		ratio := ""
-		if mine := c.by(f[j.name][cs[0].name]); best != 0 && mine != 0 {
-			ratio = fmt.Sprintf("%.2f", mine/best)
+		for _, by := range t.by {
+			fmt.Printf(" %s |", by.ratio(cs, f[j.name]))
 		}
-		fmt.Printf(" %s | %s |\n", floor, ratio)
+		fmt.Println()
 	}
+}
+
+// ratio is that of ours, which is the first, to the best of the others.
+func (by comparison) ratio(cs []contender, of map[string]figure) string {
+	best := 0.0
+	for _, c := range cs {
+		if n := by.of(of[c.name]); !c.mine && (best == 0 || n < best) {
+			best = n
+		}
+	}
+	if n := by.of(of[cs[0].name]); best != 0 && n != 0 {
+		return fmt.Sprintf("%.2f", n/best)
+	}
+	return ""
 }
 
 // reportGrowth prints what there is more of, and what that costs ours.
