@@ -51,17 +51,17 @@ type done struct {
 func allJobs() []job {
 	var all []job
 	for _, tls := range []bool{true, false} {
-		how := "TLS: "
+		how, least := "TLS: ", way(sealAll)
 		if !tls {
-			how = "plain: "
+			how, least = "plain: ", sendAll
 		}
 		add := func(name, unit string, do func(*client) (done, error), floor func(*bench) (sample, error)) {
 			all = append(all, job{name: how + name, unit: unit, tls: tls, do: do, floor: floor})
 		}
-		add("read 64 KiB", "GiB", nbdcopy(64<<10, 1), floor(64<<10, tls))
-		add("read 256 KiB", "GiB", nbdcopy(256<<10, 1), floor(256<<10, tls))
+		add("read 64 KiB", "GiB", nbdcopy(64<<10, 1), floor(64<<10, least))
+		add("read 256 KiB", "GiB", nbdcopy(256<<10, 1), floor(256<<10, least))
 		add("read 256 KiB, 4 connections", "GiB", nbdcopy(256<<10, 4), nil)
-		add("read 1 MiB", "GiB", nbdcopy(1<<20, 1), floor(1<<20, tls))
+		add("read 1 MiB", "GiB", nbdcopy(1<<20, 1), floor(1<<20, least))
 		add("write 64 KiB", "GiB", fio("write", 64<<10, 16), nil)
 		add("write 256 KiB", "GiB", fio("write", 256<<10, 16), nil)
 		add("write 1 MiB", "GiB", fio("write", 1<<20, 4), nil)
@@ -83,12 +83,12 @@ func allJobs() []job {
 // guestJobs are done in a virtual machine.
 func guestJobs() (all []job) {
 	for _, tls := range []bool{true, false} {
-		how := "TLS: "
+		how, least := "TLS: ", way(sendEncrypted)
 		if !tls {
-			how = "plain: "
+			how, least = "plain: ", sendAll
 		}
 		for _, size := range []int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20} {
-			all = append(all, job{name: how + "read " + sizeName(size), unit: "GiB", tls: tls, do: nbdcopy(size, 1)})
+			all = append(all, job{name: how + "read " + sizeName(size), unit: "GiB", tls: tls, do: nbdcopy(size, 1), floor: floor(size, least)})
 		}
 		all = append(all,
 			job{name: how + "write 256 KiB", unit: "GiB", tls: tls, do: fio("write", 256<<10, 16)},

@@ -75,13 +75,15 @@ type table struct {
 type comparison struct {
 	title string
 	of    func(figure) float64
+	floor bool // compare with that
 }
 
 var (
-	byCPU     = comparison{"CPU", func(f figure) float64 { return f.CPU }}
-	byRate    = comparison{"rate", func(f figure) float64 { return -f.Rate }}
-	byLatency = comparison{"latency", func(f figure) float64 { return f.P50 }}
-	byMemory  = comparison{"memory", func(f figure) float64 { return f.RSS }}
+	byCPU     = comparison{"CPU", func(f figure) float64 { return f.CPU }, false}
+	byFloor   = comparison{"CPU : floor", func(f figure) float64 { return f.CPU }, true}
+	byRate    = comparison{"rate", func(f figure) float64 { return -f.Rate }, false}
+	byLatency = comparison{"latency", func(f figure) float64 { return f.P50 }, false}
+	byMemory  = comparison{"memory", func(f figure) float64 { return f.RSS }, false}
 )
 
 // report prints a table for each of the things that are measured.
@@ -90,7 +92,7 @@ func report(jobs []job, cs []contender, f figures) {
 		{"CPU", func(j job, f figure) string {
 			_, unit, scale := j.units()
 			return fmt.Sprintf("%.3g %s ±%.0f %%", f.CPU*scale, unit, f.CPUSpread)
-		}, []comparison{byCPU, byRate}},
+		}, []comparison{byCPU, byRate, byFloor}},
 		{"rate", func(j job, f figure) string {
 			unit, _, _ := j.units()
 			return fmt.Sprintf("%.3g %s ±%.0f %%", f.Rate, unit, f.RateSpread)
@@ -141,9 +143,14 @@ func (t table) print(jobs []job, cs []contender, f figures) {
 	}
 }
 
-// ratio is that of ours, which is the first, to the best of the others.
+// ratio is that of ours, which is the first, to the best of the others, or to the
+// floor.
 func (by comparison) ratio(cs []contender, of map[string]figure) string {
 	best := 0.0
+	if by.floor {
+		best = by.of(of[floorName])
+		cs = cs[:1]
+	}
 	for _, c := range cs {
 		if n := by.of(of[c.name]); !c.mine && (best == 0 || n < best) {
 			best = n

@@ -83,7 +83,7 @@ func reportGuest(jobs []job, cs []contender, f figures) {
 	for _, c := range cs {
 		fmt.Printf(" %s |", c.name)
 	}
-	fmt.Printf(" kernel : nbdkit | kernel : user space | user space : nbdkit |\n|---%s|\n", strings.Repeat("|---", len(cs)+3))
+	fmt.Printf(" %s | kernel : nbdkit | kernel : user space | user space : nbdkit | kernel : floor |\n|---%s|\n", floorName, strings.Repeat("|---", len(cs)+5))
 	for _, j := range jobs {
 		of := f[j.name]
 		if of == nil {
@@ -94,20 +94,25 @@ func reportGuest(jobs []job, cs []contender, f figures) {
 			scale, digits = 1e9, 0
 		}
 		fmt.Printf("| %s |", j.name)
-		for _, c := range cs {
-			if c.encrypts && !j.tls {
-				fmt.Print(" |")
+		cell := func(name string) {
+			if f, ok := of[name]; ok {
+				fmt.Printf(" %.*f |", digits, f.CPU*scale)
 			} else {
-				fmt.Printf(" %.*f |", digits, of[c.name].CPU*scale)
+				fmt.Print(" |")
 			}
 		}
-		kernel, user, other := of[cs[0].name].CPU, of[cs[1].name].CPU, of[cs[2].name].CPU
-		fmt.Printf(" %.2f |", kernel/other)
-		if j.tls {
-			fmt.Printf(" %.2f | %.2f", kernel/user, user/other)
-		} else {
-			fmt.Print(" |")
+		for _, c := range cs {
+			cell(c.name)
 		}
-		fmt.Println(" |")
+		cell(floorName)
+		kernel, user, other, floor := of[cs[0].name].CPU, of[cs[1].name].CPU, of[cs[2].name].CPU, of[floorName].CPU
+		for _, ratio := range [][2]float64{{kernel, other}, {kernel, user}, {user, other}, {kernel, floor}} {
+			if ratio[0] == 0 || ratio[1] == 0 {
+				fmt.Print(" |")
+			} else {
+				fmt.Printf(" %.2f |", ratio[0]/ratio[1])
+			}
+		}
+		fmt.Println()
 	}
 }
