@@ -27,7 +27,7 @@ type Socket struct {
 
 	mu       sync.Mutex
 	deadline time.Time // guarded by mu: for writing
-	armed    bool      // guarded by mu: Conn has been told it
+	armed    bool      // guarded by mu: Conn has been told it, and is told of others
 }
 
 // socketIn is the direction in.
@@ -218,11 +218,12 @@ func (s *Socket) tryWrite(fd uintptr) bool {
 	return true
 }
 
-// arm tells the poller the deadline for writing: something has to wait.
+// arm tells the poller the deadline for writing, and whatever becomes of it:
+// something has to wait.
 func (s *Socket) arm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.armed && !s.deadline.IsZero() {
+	if !s.armed {
 		s.armed = s.Conn.SetWriteDeadline(s.deadline) == nil
 	}
 }

@@ -78,6 +78,9 @@ func TestSocketWriteDeadline(t *testing.T) {
 		"meanwhile": func(s *Socket) {
 			time.AfterFunc(50*time.Millisecond, func() { s.SetWriteDeadline(time.Unix(1, 0)) })
 		},
+		"later, meanwhile": func(s *Socket) {
+			time.AfterFunc(50*time.Millisecond, func() { s.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)) })
+		},
 		"sooner, meanwhile": func(s *Socket) {
 			s.SetWriteDeadline(time.Now().Add(time.Hour))
 			time.AfterFunc(50*time.Millisecond, func() { s.SetDeadline(time.Now().Add(10 * time.Millisecond)) })
