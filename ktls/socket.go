@@ -96,8 +96,23 @@ func NewSocket(nc net.Conn) *Socket {
 
 func (s *Socket) self() *Socket { return s }
 
+// Listener accepts Sockets.
+type Listener struct{ net.Listener }
+
+// Accept waits for the next connection.
+func (l Listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return NewSocket(nc), nil
+}
+
 // Read is read(2).
 func (s *Socket) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	s.in.fixed = p
 	defer func() { s.in.fixed = nil }()
 	return s.ReadTo(&s.in.fixed)

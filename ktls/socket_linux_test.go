@@ -16,25 +16,15 @@ import (
 // socketPair returns a Socket and its peer, over TCP.
 func socketPair(t *testing.T) (*Socket, *net.TCPConn) {
 	t.Helper()
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	peer, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { nc.Close(); peer.Close() })
-	return NewSocket(nc), peer
+	a, b := tcpPair(t)
+	return NewSocket(a), b
 }
 
 func TestSocketCarriesBytes(t *testing.T) {
 	s, peer := socketPair(t)
+	if n, err := s.Read(nil); n != 0 || err != nil { // at once, though there is nothing
+		t.Errorf("nothing: %d, %v", n, err)
+	}
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB: many pieces, and both have to wait
 	for name, way := range map[string]struct {
 		to   io.WriteCloser

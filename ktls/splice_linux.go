@@ -45,11 +45,12 @@ func Load(f *os.File, off int64, n int) (*Section, error) {
 		return nil, nil
 	}
 	if err := s.fill(f, off, n); err != nil {
+		read := s.n // before it may be somebody else's
 		s.Free()
 		if err == unix.EAGAIN || err == unix.EINVAL { // full; not for splice(2)
 			return nil, nil
 		}
-		return nil, fmt.Errorf("%d of %d bytes were read at %d: %w", s.n, n, off, err)
+		return nil, fmt.Errorf("%d of %d bytes were read at %d: %w", read, n, off, err)
 	}
 	return s, nil
 }

@@ -58,7 +58,12 @@ func newConn(raw net.Conn, su *suite, client, server trafficSecret) (*Conn, erro
 // Read reads application data: as many records as are there and p has room for.
 // io.EOF means that the peer has said that there are no more (close_notify); an
 // end without that is io.ErrUnexpectedEOF. All of p may be used as scratch space.
-func (c *Conn) Read(p []byte) (int, error) { return c.ReadTo(ktls.Fixed(p)) }
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	return c.ReadTo(ktls.Fixed(p))
+}
 
 // ReadTo is Read to the space of b.
 func (c *Conn) ReadTo(b ktls.Buffer) (int, error) {

@@ -420,6 +420,15 @@ func TestSendFile(t *testing.T) {
 	}
 }
 
+// To read nothing takes no time, also while nothing comes.
+func TestReadNothing(t *testing.T) {
+	server, _ := connect(t, Options{}, nil)
+	server.SetReadDeadline(time.Now().Add(time.Second))
+	if n, err := server.Read(nil); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
 // A deadline is no end.
 func TestDeadlinePasses(t *testing.T) {
 	server, c := connect(t, Options{}, nil)

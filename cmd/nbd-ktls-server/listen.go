@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"nbd-ktls-server/ktls"
 	"nbd-ktls-server/nbd/vsock"
 	"nbd-ktls-server/systemd"
 )
@@ -59,7 +60,7 @@ func (ls *listeners) prepare() {
 		if _, ok := l.Addr().(*net.TCPAddr); ok {
 			ls.all[i] = tunedListener{l}
 		}
-		ls.all[i] = socketListener{ls.all[i]}
+		ls.all[i] = ktls.Listener{Listener: ls.all[i]}
 	}
 }
 

@@ -19,17 +19,6 @@ import (
 	"nbd-ktls-server/test/nbdtest"
 )
 
-// sockets is a listener as the command has them.
-type sockets struct{ net.Listener }
-
-func (l sockets) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return ktls.NewSocket(nc), nil
-}
-
 const imageSize = 64 << 20
 
 // serve serves a file of zeroes.
@@ -51,7 +40,7 @@ func serve(tb testing.TB) (net.Addr, *nbdtest.PKI) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	nbdtest.ServeOn(tb, s, sockets{l})
+	nbdtest.ServeOn(tb, s, ktls.Listener{Listener: l})
 	return l.Addr(), p
 }
 
